@@ -1,0 +1,1 @@
+"""FlexInfer's core: the nouns, the seams and the command line that all components stand on."""

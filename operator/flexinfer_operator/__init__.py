@@ -1,0 +1,1 @@
+"""The control loop that binds artifacts to Models and decides replicas."""

