@@ -26,7 +26,9 @@ def load(group: str, name: str) -> Any:
     points: dict[str, EntryPoint] = {p.name: p for p in entry_points(group=group)}
     if name not in points:
         known = ", ".join(sorted(points)) or "none"
-        raise UnknownPlugin(f"no {group} plug-in named {name!r} (known: {known}){nearest(name, points)}")
+        raise UnknownPlugin(
+            f"no {group} plug-in named {name!r} (known: {known}){nearest(name, points)}"
+        )
     try:
         return points[name].load()
     except ModuleNotFoundError as error:

@@ -1,0 +1,1 @@
+"""The resources people write: Model and CatalogEntry, and how a source is named."""

@@ -1,0 +1,205 @@
+"""Settings: read once in `main`, passed as an argument, never looked up again.
+
+Each process has one `Settings` subclass made of frozen sections. A value comes from, first wins: the
+environment (`FLEXINFER_<SECTION>__<NAME>`), `flexinfer.toml` in the working folder, then in the home.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+
+from flexinfer.errors import InvalidInput
+from flexinfer.plugins import nearest
+
+_PREFIX = "FLEXINFER_"
+# Named without a section: where state lives, and what a supervised child is told by its parent.
+_RESERVED = {"FLEXINFER_HOME", "FLEXINFER_LIFELINE"}
+
+
+class Section(BaseModel):
+    """A group of settings. Unknown names are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LogSection(Section):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["json", "console"] = "json"
+
+
+class ServeSection(Section):
+    """The router. Limits are per worker unless they say otherwise."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8080, ge=0, le=65535)
+    admin_host: str = "127.0.0.1"
+    admin_port: int = Field(default=8081, ge=0, le=65535)
+    api_keys: tuple[SecretStr, ...] = ()
+    cors_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+    """Host names accepted beside loopback ones; needed when the router listens elsewhere."""
+    max_body_bytes: int = Field(default=8 * 1024 * 1024, ge=1024)
+    max_header_bytes: int = Field(default=64 * 1024, ge=1024)
+    header_timeout_s: float = Field(default=10.0, gt=0)
+    body_timeout_s: float = Field(default=20.0, gt=0)
+    max_connections: int = Field(default=2048, ge=1)
+    max_queue_requests: int = Field(default=100, ge=1)
+    """Held requests per Model."""
+    max_queue_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)
+    """Bytes of held bodies per Model."""
+    saturated_wait_s: float = Field(default=10.0, ge=0)
+    """How long a request may wait for a free slot of a pool that is up; then 429."""
+    connect_timeout_s: float = Field(default=2.0, gt=0)
+    first_byte_timeout_s: float = Field(default=120.0, gt=0)
+    stream_idle_timeout_s: float = Field(default=60.0, gt=0)
+    keepalive_comment_s: float = Field(default=5.0, gt=0)
+    default_max_tokens: int = Field(default=1024, ge=1)
+    max_max_tokens: int = Field(default=131072, ge=1)
+    drain_delay_s: float = Field(default=0.0, ge=0)
+    drain_timeout_s: float = Field(default=8.0, ge=0)
+
+    @field_validator("cors_origins", "allowed_hosts", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return _split_commas(value)
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split_keys(cls, value: Any) -> Any:
+        return _split_commas(value)
+
+
+class PrefectSection(Section):
+    port: int = Field(default=4200, ge=0, le=65535)
+    enabled: bool = True
+    start_timeout_s: float = Field(default=180.0, gt=0)
+
+
+class OperatorSection(Section):
+    max_loaded_models: int = Field(default=4, ge=1)
+    """Engines that may run at once on this machine."""
+    stop_grace_s: float = Field(default=5.0, gt=0)
+    drain_timeout_s: float = Field(default=30.0, ge=0)
+    lease_ttl_s: float = Field(default=10.0, gt=0)
+    rescan_s: float = Field(default=1.0, gt=0)
+    """How often `models/` is looked at where the kernel does not tell."""
+
+
+class BuildSection(Section):
+    nice: int = Field(default=10, ge=0, le=19)
+    fetch_stall_s: float = Field(default=60.0, gt=0)
+    fetch_retries: int = Field(default=5, ge=0, le=20)
+    quantize_stall_s: float = Field(default=120.0, gt=0)
+    max_file_bytes: int = Field(default=500 * 1024**3, ge=1)
+
+
+class CatalogSection(Section):
+    paths: tuple[Path, ...] = ()
+    """Folders with catalog entries, searched before the built-in ones."""
+
+    @field_validator("paths", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return value.split(os.pathsep) if isinstance(value, str) else value
+
+
+class Settings(BaseModel):
+    """What every process reads."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    log: LogSection = LogSection()
+    serve: ServeSection = Field(default_factory=lambda: ServeSection())
+    prefect: PrefectSection = Field(default_factory=lambda: PrefectSection())
+    operator: OperatorSection = Field(default_factory=lambda: OperatorSection())
+    build: BuildSection = Field(default_factory=lambda: BuildSection())
+    catalog: CatalogSection = CatalogSection()
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def load(
+    kind: type[S],
+    environ: Mapping[str, str],
+    *,
+    files: tuple[Path, ...] = (),
+) -> S:
+    """Return the settings of one process.
+
+    Raises:
+        InvalidInput: code `bad_settings`; one message that names every bad setting in full.
+    """
+    wrong: list[str] = []
+    values: dict[str, dict[str, Any]] = {}
+    origin: dict[tuple[str, str], str] = {}
+    for file in reversed(files):
+        for section, name, value in _from_file(file, wrong):
+            values.setdefault(section, {})[name] = value
+            origin[section, name] = f"{file}: {section}.{name}"
+    for variable, text in environ.items():
+        if not variable.startswith(_PREFIX) or variable in _RESERVED:
+            continue
+        section, separator, name = variable[len(_PREFIX) :].lower().partition("__")
+        if not separator or section not in kind.model_fields:
+            known = [f"{_PREFIX}{s.upper()}__" for s in kind.model_fields]
+            wrong.append(f"{variable}: unknown setting{nearest(variable, [*known, *_RESERVED])}")
+            continue
+        values.setdefault(section, {})[name] = text
+        origin[section, name] = variable
+    try:
+        result = kind.model_validate(values)
+    except ValidationError as error:
+        for problem in error.errors(include_url=False):
+            place = tuple(str(part) for part in problem["loc"][:2])
+            named = origin.get((place[0], place[1])) if len(place) == 2 else None
+            named = named or f"{_PREFIX}{'__'.join(place).upper()}"
+            hint = _unknown_hint(kind, place) if problem["type"] == "extra_forbidden" else ""
+            wrong.append(f"{named}: {problem['msg']}{hint}")
+        result = None
+    if wrong or result is None:
+        raise InvalidInput("bad settings: " + "; ".join(wrong), code="bad_settings")
+    return result
+
+
+def setting_files(home: Path) -> tuple[Path, ...]:
+    """Return the files that `load` reads, the first one wins."""
+    return (Path.cwd() / "flexinfer.toml", home / "flexinfer.toml")
+
+
+def _from_file(file: Path, wrong: list[str]) -> list[tuple[str, str, Any]]:
+    try:
+        tree = tomllib.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        wrong.append(f"{file}: {error}")
+        return []
+    found = []
+    for section, names in tree.items():
+        if not isinstance(names, dict):
+            wrong.append(f"{file}: {section}: expected a table, found {type(names).__name__}")
+            continue
+        found += [(section, name, value) for name, value in names.items()]
+    return found
+
+
+def _unknown_hint(kind: type[Settings], place: tuple[str, ...]) -> str:
+    if len(place) < 2 or place[0] not in kind.model_fields:
+        return nearest(place[0], kind.model_fields)
+    section = kind.model_fields[place[0]].annotation
+    if not isinstance(section, type) or not issubclass(section, Section):
+        return ""
+    return nearest(place[1], section.model_fields)
+
+
+def _split_commas(value: Any) -> Any:
+    if isinstance(value, str) and get_origin(type(value)) is None:
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
