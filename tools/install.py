@@ -1,0 +1,251 @@
+#!/usr/bin/env python3
+"""Make `.venv` from the locks, with any Python: the first thing that `make up` and `make test` run.
+
+    install.py run|dev      check this machine (under a second), then install what is missing
+    install.py check        check only
+
+Nothing is downloaded before the checks have passed. With everything in place it does nothing and needs no
+network. Standard library only, and old syntax: it must be able to say which Python it needs.
+"""
+
+import hashlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+VENV = os.path.join(ROOT, ".venv")
+OLDEST, NEWEST = (3, 11), (3, 14)
+GIB = 1024**3
+# Measured: environment 0.5 GiB, tool environments 0.3, the starter model's source, variant and
+# work folder 0.5; the rest is room for logs and for pip's own temporary files.
+DISK_BYTES = {"run": 2 * GIB, "dev": 3 * GIB, "check": 2 * GIB}
+# Measured: 0.8 GiB for the processes at rest, 0.6 for the starter model's engine.
+MEMORY_BYTES = 2 * GIB
+PORTS = (("router", "FLEXINFER_SERVE__PORT", 8080), ("admin", "FLEXINFER_SERVE__ADMIN_PORT", 8081))
+LOCKS = {"run": ("all",), "dev": ("all", "dev")}
+
+
+def main(arguments):
+    kind = arguments[0] if arguments else "run"
+    if kind not in DISK_BYTES or len(arguments) > 1:
+        print(__doc__, file=sys.stderr)
+        return 2
+    problems = check(kind)
+    if problems:
+        for problem in problems:
+            print("error: " + problem, file=sys.stderr)
+        return 1
+    if kind == "check":
+        print("this machine has what FlexInfer needs")
+        return 0
+    stamp = os.path.join(VENV, ".installed-" + kind)
+    wanted = fingerprint(kind)
+    if read(stamp) == wanted:
+        return 0
+    try:
+        install(kind)
+    except subprocess.CalledProcessError as error:
+        print("error: %s ended with %d" % (error.cmd[:6], error.returncode), file=sys.stderr)
+        return 1
+    with open(stamp, "w") as file:
+        file.write(wanted)
+    return 0
+
+
+def check(kind):
+    """Return a sentence for each thing that is missing: what is needed, what was found, what to do."""
+    problems = []
+    version = sys.version_info[:2]
+    if not OLDEST <= version <= NEWEST:
+        problems.append(
+            "Python %d.%d found, 3.11 to 3.14 needed; name one with `make PYTHON=/path/to/python3`"
+            % version
+        )
+        return problems
+    try:
+        import ensurepip  # noqa: F401
+        import venv  # noqa: F401
+    except ImportError as error:
+        problems.append(
+            "Python has no module %r; on Debian and Ubuntu: apt install python3-venv" % error.name
+        )
+    free = free_bytes(ROOT)
+    installed = os.path.exists(os.path.join(VENV, ".installed-" + kind))
+    need = DISK_BYTES[kind] // (4 if installed else 1)
+    if free < need:
+        problems.append(
+            "%s has %.1f GiB free, %.1f GiB needed" % (ROOT, free / GIB, need / GIB)
+        )
+    if kind != "dev":
+        problems += check_home() + check_memory()
+        if not already_up():
+            problems += check_ports()
+    return problems
+
+
+def home():
+    named = os.environ.get("FLEXINFER_HOME", "").strip()
+    if named:
+        return os.path.abspath(os.path.expanduser(named))
+    data = os.environ.get("XDG_DATA_HOME", "").strip()
+    base = data if data.startswith("/") else os.path.expanduser("~/.local/share")
+    return os.path.join(base, "flexinfer")
+
+
+def check_home():
+    place = home()
+    existing = place
+    while not os.path.lexists(existing):
+        existing = os.path.dirname(existing)
+    if not os.path.isdir(existing) or not os.access(existing, os.W_OK | os.X_OK):
+        return [
+            "FLEXINFER_HOME %s: %s is not a folder that you may write to; "
+            "name another with FLEXINFER_HOME" % (place, existing)
+        ]
+    free = free_bytes(existing)
+    need = GIB if not os.path.isdir(os.path.join(place, "store", "blobs")) else GIB // 8
+    if free < need:
+        return ["FLEXINFER_HOME %s has %.2f GiB free, %.2f needed" % (place, free / GIB, need / GIB)]
+    return []
+
+
+def check_memory():
+    try:
+        with open("/proc/meminfo") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        available = int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return []  # not Linux: the engine says so itself if it does not fit
+    if available < MEMORY_BYTES and not already_up():
+        return ["%.1f GiB of memory free, %.1f needed" % (available / GIB, MEMORY_BYTES / GIB)]
+    return []
+
+
+def check_ports():
+    problems = []
+    for name, variable, default in PORTS:
+        text = os.environ.get(variable, str(default))
+        if not text.isdigit() or int(text) == 0:
+            continue  # `flexinfer up` reads the settings and says what is wrong with them
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", int(text)))
+            except OSError as error:
+                problems.append(
+                    "port %s for the %s is taken (%s); choose another with %s"
+                    % (text, name, error.strerror, variable)
+                )
+    return problems
+
+
+def already_up():
+    """Tell whether a `flexinfer up` holds this home: it names itself when it is started again."""
+    import fcntl
+
+    try:
+        with open(os.path.join(home(), "run", "up.lock")) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return True
+    except OSError:
+        pass
+    return False
+
+
+def free_bytes(path):
+    usage = os.statvfs(path)
+    return usage.f_bavail * usage.f_frsize
+
+
+def fingerprint(kind):
+    digest = hashlib.sha256(sys.version.encode())
+    for name in lock_files(kind) + ["pyproject.toml"]:
+        with open(os.path.join(ROOT, name), "rb") as file:
+            digest.update(file.read())
+    digest.update(ROOT.encode())
+    return digest.hexdigest()
+
+
+def lock_files(kind):
+    return ["requirements/%s.txt" % name for name in ("build",) + LOCKS[kind]]
+
+
+def install(kind):
+    began = time.time()
+    python = os.path.join(VENV, "bin", "python")
+    if not works(python):
+        shutil.rmtree(VENV, ignore_errors=True)
+        print("making .venv with Python %s" % sys.version.split()[0], flush=True)
+        subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
+    pip = [python, "-m", "pip", "--disable-pip-version-check", "--no-input"]
+    locks = []
+    for name in lock_files(kind):
+        locks += ["-r", os.path.join(ROOT, name)]
+    total = sum(count_packages(os.path.join(ROOT, name)) for name in lock_files(kind))
+    show(pip + ["install", "--require-hashes", "--only-binary", ":all:"] + locks, total)
+    # The build backend is in the lock: no isolated environment, so no network and no unpinned build.
+    subprocess.run(
+        pip + ["install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", ROOT], check=True
+    )
+    print("installed in %.0f s" % (time.time() - began), flush=True)
+
+
+def works(python):
+    """Tell whether .venv is whole and of this very Python."""
+    code = "import sys, pip; print(sys.version)"
+    try:
+        found = subprocess.run([python, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    except OSError:
+        return False
+    return found.returncode == 0 and found.stdout.decode().strip() == sys.version.strip()
+
+
+def count_packages(lock):
+    with open(lock) as file:
+        return sum(1 for line in file if line[:1].isalnum())
+
+
+def show(command, total):
+    """Run pip and show one line that counts; keep the rest for when it fails."""
+    terminal = sys.stdout.isatty()
+    lines, seen, said = [], 0, 0.0
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert process.stdout is not None
+    for raw in process.stdout:
+        line = raw.decode("utf-8", "replace").rstrip()
+        lines = lines[-200:] + [line]
+        if line.startswith(("Collecting ", "Requirement already satisfied: ")):
+            seen += 1
+            text = "installing %d of at most %d: %s" % (seen, total, line.split(": ")[-1].split()[-1 if ":" in line else 1])
+        elif line.startswith("Installing collected packages"):
+            text = "unpacking %d packages" % line.count(",")
+        else:
+            continue
+        if terminal:
+            print("\r\033[K" + text[:100], end="", flush=True)
+        elif time.time() - said > 3:
+            print(text[:100], flush=True)
+            said = time.time()
+    if terminal:
+        print("\r\033[K", end="", flush=True)
+    if process.wait() != 0:
+        print("\n".join(lines[-40:]), file=sys.stderr)
+        raise subprocess.CalledProcessError(process.returncode, command)
+
+
+def read(path):
+    try:
+        with open(path) as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
