@@ -1,0 +1,222 @@
+"""An OCI image layout on disk: blobs, manifests, and one index that changes atomically.
+
+<root>/oci-layout, index.json    what image-spec 1.1 says; any tool may read it at any time
+<root>/.flexinfer/index.lock     who changes the index holds the kernel's lock on this
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from threading import Lock
+
+from flexinfer.errors import InvalidInput
+from flexinfer.oci.blobs import BlobFolder
+from flexinfer.oci.canonical import canonical_json
+from flexinfer.oci.descriptor import Descriptor
+from flexinfer.oci.digest import Digest, hex_of, parse_digest
+from flexinfer.oci.durable import lock, replace_file
+from flexinfer.oci.index import MAX_INDEX_BYTES, Index
+from flexinfer.oci.manifest import MAX_MANIFEST_BYTES, Manifest
+from flexinfer.oci.reference import Reference
+from flexinfer.oci.target import is_manifest, missing_artifact
+
+_LAYOUT = canonical_json({"imageLayoutVersion": "1.0.0"})
+# What is remembered of manifests that others entered: 200 bytes each.
+_MAX_CACHED_SUBJECTS = 20_000
+
+
+class Layout:
+    """The synchronous core of a layout. Safe for threads and processes."""
+
+    def __init__(self, root: Path, *, blobs: BlobFolder | None = None) -> None:
+        self.root = root
+        self.blobs = blobs if blobs is not None else BlobFolder(root)
+        self._index_path = root / "index.json"
+        self._cached: tuple[tuple[int, int, int, int], Index] | None = None
+        self._subjects: OrderedDict[Digest, Digest | None] = OrderedDict()
+        self._subjects_lock = Lock()
+
+    def prepare(self) -> None:
+        """Make an empty layout, or leave the one that is there.
+
+        Raises:
+            ResourceExhausted: code `disk_full` or `disk_error`.
+        """
+        self.blobs.prepare()
+        marker = self.root / "oci-layout"
+        if marker.exists() and self._index_path.exists():
+            return
+        with self._locked():
+            scratch = self.blobs.private / "index.tmp"
+            if not marker.exists():
+                replace_file(marker, _LAYOUT, scratch=scratch)
+            if not self._index_path.exists():
+                replace_file(self._index_path, Index.empty().to_bytes(), scratch=scratch)
+
+    def index(self) -> Index:
+        """Return the index as it is now. Cheap: it is parsed again only when the file is another one.
+
+        Raises:
+            InvalidInput: as `Index.parse`.
+        """
+        try:
+            found = os.stat(self._index_path)
+        except FileNotFoundError:
+            return Index.empty()
+        stamp = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        cached = self._cached
+        if cached is not None and cached[0] == stamp:
+            return cached[1]
+        with open(self._index_path, "rb") as stream:
+            opened = os.fstat(stream.fileno())
+            index = Index.parse(stream.read(MAX_INDEX_BYTES + 1))
+        stamp = (opened.st_ino, opened.st_size, opened.st_mtime_ns, opened.st_ctime_ns)
+        self._cached = (stamp, index)
+        return index
+
+    def change(self, decide: Callable[[Index], Index]) -> None:
+        """Replace the index by what *decide* makes of it, under the lock; the same index is not written.
+
+        Raises:
+            Unavailable: code `store_busy`.
+            ResourceExhausted: code `disk_full` or `disk_error`; the index is as it was.
+        """
+        with self._locked():
+            before = self.index()
+            after = decide(before)
+            if after is not before:
+                scratch = self.blobs.private / "index.tmp"
+                replace_file(self._index_path, after.to_bytes(), scratch=scratch)
+
+    def resolve(self, name: str) -> Descriptor:
+        """Return the manifest called *name*: `<repository>:<tag>`, `…@<digest>`, or a digest.
+
+        Raises:
+            NotFound: code `artifact_not_found`.
+            InvalidInput: code `digest_format`.
+        """
+        index = self.index()
+        if "@" in name or name.startswith("sha256:"):
+            found = index.known(parse_digest(name.rpartition("@")[2]))
+        else:
+            found = index.named(name)
+        if found is None:
+            raise missing_artifact(name, where=str(self.root))
+        return found
+
+    def tags(self) -> tuple[tuple[str, Descriptor], ...]:
+        """Return every name with its manifest, sorted by name."""
+        return self.index().tags()
+
+    def tag(self, name: str, descriptor: Descriptor) -> None:
+        """As `Target.tag`."""
+        checked = Reference.parse(name).name
+
+        def decide(index: Index) -> Index:
+            if index.known(descriptor.digest) is None:
+                raise missing_artifact(descriptor.digest, where=str(self.root))
+            self.blobs.check_there(
+                (self.manifest(descriptor.digest)).blobs, what=f"manifest {descriptor.digest}"
+            )
+            return index.with_tag(checked, descriptor.digest)
+
+        self.change(decide)
+
+    def untag(self, name: str) -> None:
+        """Forget *name*; the manifest stays and is found by its digest.
+
+        Raises:
+            NotFound: code `artifact_not_found`.
+        """
+
+        def decide(index: Index) -> Index:
+            if index.named(name) is None:
+                raise missing_artifact(name, where=str(self.root))
+            return index.without_tag(name)
+
+        self.change(decide)
+
+    def manifest(self, digest: Digest) -> Manifest:
+        """Return the manifest with *digest*, its bytes checked.
+
+        Raises:
+            NotFound: code `blob_missing`.
+            IntegrityError: code `manifest_digest`.
+            InvalidInput: as `Manifest.parse`.
+        """
+        data = self.blobs.read(
+            digest, max_bytes=MAX_MANIFEST_BYTES, what="manifest", code="manifest_digest"
+        )
+        return Manifest.parse(data)
+
+    def put_manifest(self, data: bytes) -> Descriptor:
+        """Store a manifest, without a name, after checking that all it points to is there.
+
+        Raises:
+            NotFound: code `blob_missing`.
+            InvalidInput: as `Manifest.parse`.
+        """
+        manifest = Manifest.parse(data)
+        descriptor = manifest.describe(data)
+        self.blobs.check_there(manifest.blobs, what=f"manifest {descriptor.digest}")
+        self.blobs.put_bytes(data)
+        self.enter(descriptor, manifest)
+        return descriptor
+
+    def enter(self, descriptor: Descriptor, manifest: Manifest) -> None:
+        """Let the index know a manifest whose bytes are stored."""
+        subject = manifest.subject.digest if manifest.subject is not None else None
+        if self.index().known(descriptor.digest) is None:
+            self.change(lambda index: index.with_manifest(descriptor, subject=subject))
+
+    def referrers(self, digest: Digest, artifact_type: str | None = None) -> tuple[Descriptor, ...]:
+        """Return the manifests whose subject is *digest*, sorted by digest.
+
+        Raises:
+            InvalidInput: code `digest_format`, or an entry that another tool wrote is no manifest.
+        """
+        referring, unsaid = self.index().referrers(parse_digest(digest))
+        found = [*referring, *(d for d in unsaid if self._subject(d) == digest)]
+        kept = [d for d in found if artifact_type is None or d.artifact_type == artifact_type]
+        return tuple(sorted(kept, key=lambda descriptor: descriptor.digest))
+
+    def _subject(self, descriptor: Descriptor) -> Digest | None:
+        """Return the subject of a manifest that another tool entered; each is read once."""
+        if not is_manifest(descriptor):
+            return None
+        with self._subjects_lock:
+            if descriptor.digest in self._subjects:
+                return self._subjects[descriptor.digest]
+        manifest = self.manifest(descriptor.digest)
+        subject = manifest.subject.digest if manifest.subject is not None else None
+        with self._subjects_lock:
+            self._subjects[descriptor.digest] = subject
+            while len(self._subjects) > _MAX_CACHED_SUBJECTS:
+                self._subjects.popitem(last=False)
+        return subject
+
+    def _locked(self) -> AbstractContextManager[int]:
+        return lock(self.blobs.private / "index.lock")
+
+
+def expand(layout: Layout, prefix: str) -> Descriptor:
+    """Return the one manifest whose digest begins with the hex digits *prefix*, with or without `sha256:`.
+
+    Raises:
+        NotFound: code `artifact_not_found`.
+        InvalidInput: code `reference_ambiguous`.
+    """
+    digits = prefix.removeprefix("sha256:")
+    found = [d for d in layout.index().manifests() if hex_of(d.digest).startswith(digits)]
+    if len(found) > 1:
+        raise InvalidInput(
+            f"{prefix!r} could be any of {len(found)} artifacts; give more digits",
+            code="reference_ambiguous",
+        )
+    if not found:
+        raise missing_artifact(prefix, where=str(layout.root))
+    return found[0]
