@@ -26,7 +26,7 @@ DISK_BYTES = {"run": 2 * GIB, "dev": 3 * GIB, "check": 2 * GIB}
 # Measured: 0.8 GiB for the processes at rest, 0.6 for the starter model's engine.
 MEMORY_BYTES = 2 * GIB
 PORTS = (("router", "FLEXINFER_SERVE__PORT", 8080), ("admin", "FLEXINFER_SERVE__ADMIN_PORT", 8081))
-LOCKS = {"run": ("all",), "dev": ("all", "dev")}
+LOCKS = {"run": "all", "dev": "dev"}  # the second holds the first
 
 
 def main(arguments):
@@ -42,18 +42,24 @@ def main(arguments):
     if kind == "check":
         print("this machine has what FlexInfer needs")
         return 0
-    stamp = os.path.join(VENV, ".installed-" + kind)
-    wanted = fingerprint(kind)
-    if read(stamp) == wanted:
+    if is_installed(kind) or (kind == "run" and is_installed("dev")):
         return 0
     try:
         install(kind)
     except subprocess.CalledProcessError as error:
         print("error: %s ended with %d" % (error.cmd[:6], error.returncode), file=sys.stderr)
         return 1
-    with open(stamp, "w") as file:
-        file.write(wanted)
+    with open(stamp_file(kind), "w") as file:
+        file.write(fingerprint(kind))
     return 0
+
+
+def is_installed(kind):
+    return read(stamp_file(kind)) == fingerprint(kind)
+
+
+def stamp_file(kind):
+    return os.path.join(VENV, ".installed-" + kind)
 
 
 def check(kind):
@@ -74,8 +80,7 @@ def check(kind):
             "Python has no module %r; on Debian and Ubuntu: apt install python3-venv" % error.name
         )
     free = free_bytes(ROOT)
-    installed = os.path.exists(os.path.join(VENV, ".installed-" + kind))
-    need = DISK_BYTES[kind] // (4 if installed else 1)
+    need = DISK_BYTES[kind] // (4 if os.path.isdir(VENV) else 1)
     if free < need:
         problems.append(
             "%s has %.1f GiB free, %.1f GiB needed" % (ROOT, free / GIB, need / GIB)
@@ -173,7 +178,7 @@ def fingerprint(kind):
 
 
 def lock_files(kind):
-    return ["requirements/%s.txt" % name for name in ("build",) + LOCKS[kind]]
+    return ["requirements/build.txt", "requirements/%s.txt" % LOCKS[kind]]
 
 
 def install(kind):
@@ -188,7 +193,8 @@ def install(kind):
     for name in lock_files(kind):
         locks += ["-r", os.path.join(ROOT, name)]
     total = sum(count_packages(os.path.join(ROOT, name)) for name in lock_files(kind))
-    show(pip + ["install", "--require-hashes", "--only-binary", ":all:"] + locks, total)
+    # A lock names everything, so nothing is left to resolve.
+    show(pip + ["install", "--require-hashes", "--no-deps", "--only-binary", ":all:"] + locks, total)
     # The build backend is in the lock: no isolated environment, so no network and no unpinned build.
     subprocess.run(
         pip + ["install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", ROOT], check=True
