@@ -82,9 +82,7 @@ def check(kind):
     free = free_bytes(ROOT)
     need = DISK_BYTES[kind] // (4 if os.path.isdir(VENV) else 1)
     if free < need:
-        problems.append(
-            "%s has %.1f GiB free, %.1f GiB needed" % (ROOT, free / GIB, need / GIB)
-        )
+        problems.append("%s has %.1f GiB free, %.1f GiB needed" % (ROOT, free / GIB, need / GIB))
     if kind != "dev":
         problems += check_home() + check_memory()
         if not already_up():
@@ -114,7 +112,9 @@ def check_home():
     free = free_bytes(existing)
     need = GIB if not os.path.isdir(os.path.join(place, "store", "blobs")) else GIB // 8
     if free < need:
-        return ["FLEXINFER_HOME %s has %.2f GiB free, %.2f needed" % (place, free / GIB, need / GIB)]
+        return [
+            "FLEXINFER_HOME %s has %.2f GiB free, %.2f needed" % (place, free / GIB, need / GIB)
+        ]
     return []
 
 
@@ -194,10 +194,13 @@ def install(kind):
         locks += ["-r", os.path.join(ROOT, name)]
     total = sum(count_packages(os.path.join(ROOT, name)) for name in lock_files(kind))
     # A lock names everything, so nothing is left to resolve.
-    show(pip + ["install", "--require-hashes", "--no-deps", "--only-binary", ":all:"] + locks, total)
+    show(
+        pip + ["install", "--require-hashes", "--no-deps", "--only-binary", ":all:"] + locks, total
+    )
     # The build backend is in the lock: no isolated environment, so no network and no unpinned build.
     subprocess.run(
-        pip + ["install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", ROOT], check=True
+        pip + ["install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", ROOT],
+        check=True,
     )
     print("installed in %.0f s" % (time.time() - began), flush=True)
 
@@ -206,7 +209,9 @@ def works(python):
     """Tell whether .venv is whole and of this very Python."""
     code = "import sys, pip; print(sys.version)"
     try:
-        found = subprocess.run([python, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        found = subprocess.run(
+            [python, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
     except OSError:
         return False
     return found.returncode == 0 and found.stdout.decode().strip() == sys.version.strip()
@@ -228,7 +233,11 @@ def show(command, total):
         lines = lines[-200:] + [line]
         if line.startswith(("Collecting ", "Requirement already satisfied: ")):
             seen += 1
-            text = "installing %d of at most %d: %s" % (seen, total, line.split(": ")[-1].split()[-1 if ":" in line else 1])
+            text = "installing %d of at most %d: %s" % (
+                seen,
+                total,
+                line.split(": ")[-1].split()[-1 if ":" in line else 1],
+            )
         elif line.startswith("Installing collected packages"):
             text = "unpacking %d packages" % line.count(",")
         else:

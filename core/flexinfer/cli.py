@@ -1,7 +1,7 @@
 """`flexinfer`: one command line, mounted from entry points, each command imported when it is asked for.
 
-    flexinfer --help            lists all commands and imports none of them
-    error[CODE]: message        how every failure reads, on standard error; the exit code is the error class's
+flexinfer --help            lists all commands and imports none of them
+error[CODE]: message        how every failure reads, on standard error; the exit code is the error class's
 """
 
 from __future__ import annotations
@@ -85,7 +85,9 @@ def _summary(about: _About) -> str:
 
 def _command(name: str, found: Any) -> Any:
     if not isinstance(found, typer.Typer):
-        app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+        app = typer.Typer(
+            add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+        )
         app.command(name)(found)
         found = app
     command = typer.main.get_command(found)

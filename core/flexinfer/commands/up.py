@@ -1,0 +1,234 @@
+"""`flexinfer up`, `status`, `logs` and `down`: everything on one machine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import typer
+
+from flexinfer.errors import Conflict, FlexInferError, NotFound, Unavailable
+from flexinfer.places import Home
+from flexinfer.plugins import nearest
+from flexinfer.process import LogReader, Record, SingleInstance, is_alive, tail
+from flexinfer.settings import Settings, load, setting_files
+from flexinfer.units import format_bytes, format_duration
+
+_STOP_S = 20.0
+_POLL_S = 0.1
+
+
+def up() -> None:
+    """Start everything on this machine and stay in the foreground.
+
+    The first time it also builds the starter model. Ctrl-C ends all that it started.
+
+    Example: FLEXINFER_SERVE__PORT=9090 flexinfer up
+    """
+    from flexinfer.up.session import Session
+
+    home = Home.find(os.environ)
+    settings = load(Settings, os.environ, files=setting_files(home.root))
+    home.prepare()
+    lock = SingleInstance(home.run / "up.lock")
+    about = {
+        "what": "flexinfer up",
+        "address": f"http://{settings.serve.host}:{settings.serve.port}/v1",
+        "admin": f"http://{settings.serve.admin_host}:{settings.serve.admin_port}",
+        "folder": str(Path.cwd()),
+    }
+    try:
+        lock.acquire(about)
+    except Conflict as error:
+        raise Conflict(
+            f"{error.message}; home {home.root}. See `flexinfer status`, stop it with `flexinfer down`",
+            code=error.code,
+        ) from error
+    try:
+        asyncio.run(Session(home, settings, os.environ, say).run())
+    finally:
+        lock.release()
+    say("stopped")
+
+
+def status(
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
+) -> None:
+    """Show what runs, where it answers and what it costs.
+
+    Exit code 0 when it runs and answers, 6 when not.
+
+    Example: flexinfer status --json
+    """
+    home = Home.find(os.environ)
+    found = _status(home)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        _show_status(found)
+    if not found["answers"]:
+        raise typer.Exit(Unavailable.exit_code)
+
+
+def logs(
+    name: str = typer.Argument("", help="One of the logs; all of them when left out."),
+    lines: int = typer.Option(50, "--lines", "-n", min=1, max=10_000, help="Lines of each log."),
+    follow: bool = typer.Option(False, "--follow", "-f", help="Go on with what comes."),
+    raw: bool = typer.Option(False, "--raw", help="The lines as they were written."),
+) -> None:
+    """Show the logs of what `up` started.
+
+    Example: flexinfer logs operator -f
+    """
+    home = Home.find(os.environ)
+    files = _log_files(home)
+    if name:
+        if name not in files:
+            known = ", ".join(files) or "none yet"
+            raise NotFound(f"no log {name!r} in {home.logs} (there: {known}){nearest(name, files)}")
+        files = {name: files[name]}
+    readers = {n: LogReader(path, at_end=True) for n, path in files.items()}
+    for log, path in files.items():
+        for line in tail(path, lines):
+            typer.echo(line if raw else _readable(log, line))
+    while follow:
+        for log, reader in readers.items():
+            for line in reader.read():
+                typer.echo(line if raw else _readable(log, line))
+        time.sleep(_POLL_S)
+
+
+def down() -> None:
+    """Stop what `up` started, and wait until it has ended.
+
+    Example: flexinfer down
+    """
+    home = Home.find(os.environ)
+    holder = SingleInstance.holder(home.run / "up.lock")
+    if holder is None:
+        raise NotFound(
+            f"nothing to stop: no `flexinfer up` runs with home {home.root}", code="not_running"
+        )
+    pid = int(holder["pid"])
+    os.kill(pid, 15)
+    deadline = time.monotonic() + _STOP_S
+    while time.monotonic() < deadline:
+        if SingleInstance.holder(home.run / "up.lock") is None:
+            say(f"stopped (was process {pid})")
+            return
+        time.sleep(_POLL_S)
+    raise Unavailable(f"process {pid} did not end within {_STOP_S:.0f} s", code="stop_timeout")
+
+
+def say(line: str) -> None:
+    """Print one line for people, at once."""
+    print(line, flush=True)
+
+
+def _status(home: Home) -> dict[str, Any]:
+    holder = SingleInstance.holder(home.run / "up.lock")
+    found: dict[str, Any] = {
+        "home": str(home.root),
+        "running": holder is not None,
+        "answers": False,
+        "processes": [],
+        "models": [],
+    }
+    if holder is None:
+        return found
+    found |= {"pid": holder["pid"], "url": holder.get("address"), "folder": holder.get("folder")}
+    found["processes"] = _processes(home)
+    found["prefect"] = _prefect(home)
+    with httpx.Client(timeout=2.0, trust_env=False) as client:
+        try:
+            found["answers"] = client.get(f"{holder.get('admin')}/readyz").status_code == 200
+            if found["answers"]:
+                listed = client.get(f"{holder.get('address')}/models", headers=_key_header())
+                found["models"] = [model["id"] for model in listed.json().get("data", [])]
+        except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+            found["problem"] = str(error)
+    return found
+
+
+def _key_header() -> dict[str, str]:
+    keys = load(
+        Settings, os.environ, files=setting_files(Home.find(os.environ).root)
+    ).serve.api_keys
+    return {"Authorization": f"Bearer {keys[0].get_secret_value()}"} if keys else {}
+
+
+def _processes(home: Home) -> list[dict[str, Any]]:
+    from flexinfer.process import adopt
+
+    found = []
+    files = sorted((home.run / "up").glob("*.json")) + sorted(
+        (home.run / "replicas").glob("*.json")
+    )
+    for file in files[:200]:
+        try:
+            record = Record.from_json(file.read_text("utf-8"))
+        except (OSError, ValueError, KeyError, TypeError, FlexInferError):
+            continue  # being written or removed just now
+        if not is_alive(record):
+            continue
+        usage = adopt(record).usage()
+        found.append(
+            {
+                "name": record.name,
+                "pid": record.pid,
+                "rssBytes": usage.rss_bytes if usage else None,
+                "cpuSeconds": round(usage.cpu_s, 2) if usage else None,
+            }
+        )
+    return found
+
+
+def _prefect(home: Home) -> str | None:
+    try:
+        url = json.loads((home.run / "prefect.json").read_text("utf-8"))["url"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return str(url).removesuffix("/api")
+
+
+def _show_status(found: dict[str, Any]) -> None:
+    if not found["running"]:
+        say(f"not running (home {found['home']}); start it with `flexinfer up`")
+        return
+    state = (
+        "answers" if found["answers"] else f"does not answer: {found.get('problem', 'not ready')}"
+    )
+    say(f"process {found['pid']}, started in {found['folder']}, home {found['home']}")
+    say(f"{found['url']} {state}")
+    if found.get("prefect"):
+        say(f"Prefect {found['prefect']}")
+    for process in found["processes"]:
+        rss = format_bytes(process["rssBytes"]) if process["rssBytes"] is not None else "?"
+        cpu = format_duration(process["cpuSeconds"] or 0)
+        say(f"  {process['name']:<28} pid {process['pid']:<8} {rss:>10}  cpu {cpu}")
+    say(f"models: {', '.join(found['models']) or 'none'} (more: `flexinfer model ls`)")
+
+
+def _log_files(home: Home) -> dict[str, Path]:
+    files = sorted(home.logs.rglob("*.log")) if home.logs.is_dir() else []
+    return {str(f.relative_to(home.logs)).removesuffix(".log"): f for f in files}
+
+
+def _readable(name: str, line: str) -> str:
+    try:
+        event = json.loads(line)
+        shown = {
+            k: v
+            for k, v in event.items()
+            if k not in ("event", "level", "logger", "timestamp", "human")
+        }
+        rest = " ".join(f"{k}={v}" for k, v in shown.items())
+        at = str(event["timestamp"])[11:23]
+        return f"{at} {name} {event['level']}: {event['event']} {rest}".rstrip()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{name}: {line}"

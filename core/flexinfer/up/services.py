@@ -1,0 +1,81 @@
+"""What `up` starts, and when it starts it again. Pure."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from flexinfer.settings import Settings
+
+# A child that ends more often than this within the window will not get better by itself.
+MAX_EXITS = 5
+WINDOW_S = 60.0
+_FIRST_DELAY_S = 0.5
+_LONGEST_DELAY_S = 15.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """One child of `up`."""
+
+    name: str
+    argv: tuple[str, ...]
+    """Behind `python -m flexinfer`."""
+    is_essential: bool
+    """Without it there is nothing to use: `up` ends when it cannot be kept running."""
+    passes: tuple[str, ...] = ()
+    """Variables that it gets beside our own settings; `PIP_*` is all that begin so."""
+    grace_s: float = 7.0
+
+
+# Credentials of sources and of the package index go to those who fetch, never to the router.
+FETCHES = ("PIP_*", "HF_*", "HUGGING_FACE_*", "PREFECT_*")
+
+
+def services(settings: Settings, environ: Mapping[str, str]) -> tuple[Service, ...]:
+    """Return what to start, in order. A Prefect server of the user's own is used, not started."""
+    found = [
+        Service(
+            name="operator",
+            argv=("operator", "--local"),
+            is_essential=True,
+            passes=FETCHES,
+        ),
+        Service(name="serve", argv=("serve",), is_essential=True),
+    ]
+    if settings.prefect.enabled:
+        if "PREFECT_API_URL" not in environ:
+            found.append(
+                Service(
+                    name="prefect",
+                    argv=("pipelines", "server"),
+                    is_essential=False,
+                    passes=("PREFECT_*",),
+                )
+            )
+        found.append(
+            Service(
+                name="pipelines",
+                argv=("pipelines",),
+                is_essential=False,
+                passes=FETCHES,
+            )
+        )
+    return tuple(found)
+
+
+def command(service: Service) -> tuple[str, ...]:
+    """Return the argv of *service*. `-P` keeps the working folder out of the module path."""
+    return (sys.executable, "-P", "-m", "flexinfer", *service.argv)
+
+
+def restart_delay_s(exits_s: Sequence[float], *, now_s: float) -> float | None:
+    """Return how long to wait before the next start; None: give up.
+
+    *exits_s*: when it ended by itself, ascending, the last one included.
+    """
+    recent = [at for at in exits_s if now_s - at <= WINDOW_S]
+    if len(recent) > MAX_EXITS:
+        return None
+    return float(min(_FIRST_DELAY_S * 2 ** max(0, len(recent) - 1), _LONGEST_DELAY_S))

@@ -1,0 +1,379 @@
+"""One run of `flexinfer up`, from the first check to the last child's end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+from flexinfer import toolenv
+from flexinfer.errors import FlexInferError, InvalidInput, ProcessFailed, Unavailable
+from flexinfer.places import Home
+from flexinfer.process import (
+    Child,
+    ProcessSpec,
+    Record,
+    end,
+    inherited_environment,
+    is_alive,
+    ports,
+    start,
+)
+from flexinfer.settings import Settings
+from flexinfer.up import starter
+from flexinfer.up.services import FETCHES, Service, command, restart_delay_s, services
+from flexinfer.up.terminal import Follower
+
+TOOLS = ("llamacpp", "gguf")
+ROUTER_START_S = 60.0
+_POLL_S = 0.1
+
+
+@dataclass(slots=True)
+class _Running:
+    service: Service
+    child: Child | None = None
+    exits_s: list[float] = field(default_factory=list)
+    gave_up: bool = False
+
+
+@dataclass(slots=True)
+class Session:
+    """Holds the home's lock while it lives (the caller acquires it)."""
+
+    home: Home
+    settings: Settings
+    environ: Mapping[str, str]
+    say: Callable[[str], None]
+    _running: dict[str, _Running] = field(default_factory=dict)
+    _followers: list[Follower] = field(default_factory=list)
+    _quiet: bool = False
+    _stop: asyncio.Event = field(default_factory=asyncio.Event)
+    _failure: FlexInferError | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://{_shown_host(self.settings.serve.host)}:{self.settings.serve.port}"
+
+    async def run(self) -> None:
+        """Start everything, say `ready`, and return when it was told to stop and all has ended.
+
+        Raises:
+            InvalidInput: code `port_taken`.
+            ProcessFailed: an essential child cannot be kept running, or the first build failed.
+        """
+        with _signals(self._stop, self._kill_all):
+            try:
+                await self._end_orphans()
+                self._check_ports()
+                await self._until_stopped(self._start_all())
+                if not self._stop.is_set():
+                    await self._stop.wait()
+            finally:
+                await self._stop_all()
+        if self._failure is not None:
+            raise self._failure
+
+    async def _start_all(self) -> None:
+        await self._prepare_tools()
+        for service in services(self.settings, self.environ):
+            await self._start(service)
+        watchers = [asyncio.create_task(self._watch(r)) for r in self._running.values()]
+        watchers.append(asyncio.create_task(self._follow()))
+        try:
+            await self._first_build()
+            await self._router_ready()
+            self._say_ready()
+            await self._say_prefect()
+            await self._stop.wait()
+        finally:
+            for watcher in watchers:
+                watcher.cancel()
+            await asyncio.gather(*watchers, return_exceptions=True)
+
+    async def _until_stopped(self, work: object) -> None:
+        task = asyncio.ensure_future(work)  # type: ignore[arg-type]  # a coroutine of ours
+        stopped = asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for one in (task, stopped):
+                one.cancel()
+            results = await asyncio.gather(task, stopped, return_exceptions=True)
+        if isinstance(results[0], Exception):
+            raise results[0]
+
+    # -- before anything starts
+
+    async def _end_orphans(self) -> None:
+        """End what an earlier `up` left behind when it was killed. Engines are the operator's to adopt."""
+        folder = self._records()
+        folder.mkdir(mode=0o700, exist_ok=True)
+        left = []
+        for file in sorted(folder.glob("*.json")):
+            with suppress(OSError, ValueError, KeyError, FlexInferError):
+                record = Record.from_json(file.read_text("utf-8"))
+                if is_alive(record):
+                    left.append(record)
+            file.unlink(missing_ok=True)
+        if left:
+            self.say(f"ending what was left running: {', '.join(r.name for r in left)}")
+            await asyncio.gather(*(end(record, grace_s=5.0) for record in left))
+
+    def _check_ports(self) -> None:
+        wanted = (
+            ("router", self.settings.serve.port, "FLEXINFER_SERVE__PORT"),
+            ("admin listener", self.settings.serve.admin_port, "FLEXINFER_SERVE__ADMIN_PORT"),
+        )
+        for what, port, variable in wanted:
+            if port and (holder := ports.who_listens(port)) is not None:
+                raise InvalidInput(
+                    f"port {port} for the {what} is taken by {holder}; "
+                    f"end it or choose another with {variable}",
+                    code="port_taken",
+                )
+
+    async def _prepare_tools(self) -> None:
+        for name in TOOLS:
+            environment = toolenv.ToolEnvironment(name, toolenv.lock_of(name))
+            last = [0.0]
+
+            def progress(line: str, name: str = name, last: list[float] = last) -> None:
+                if line.startswith(("Collecting", "Installing")) and time.monotonic() - last[0] > 1:
+                    last[0] = time.monotonic()
+                    self.say(f"tools {name}: {line[:100]}")
+
+            await environment.ensure(self.home, on_line=progress)
+
+    # -- children
+
+    async def _start(self, service: Service) -> None:
+        running = self._running.setdefault(service.name, _Running(service))
+        log_path = self.home.logs / f"{service.name}.log"
+        self._followers = [f for f in self._followers if f.name != service.name]
+        self._followers.append(Follower.at_end(service.name, log_path))
+        spec = ProcessSpec(
+            name=service.name,
+            argv=command(service),
+            environment=self._environment(service),
+            cwd=Path.cwd(),
+            log_path=log_path,
+            grace_s=service.grace_s,
+        )
+        running.child = await start(spec)
+        record = self._records() / f"{service.name}.json"
+        record.write_text(running.child.record().to_json(), "utf-8")
+
+    def _environment(self, service: Service) -> dict[str, str]:
+        found = inherited_environment("FLEXINFER_*", *service.passes, environ=self.environ)
+        found["FLEXINFER_HOME"] = str(self.home.root)
+        found.setdefault("FLEXINFER_SERVE__DRAIN_TIMEOUT_S", "5")  # within the grace
+        found["PYTHONUNBUFFERED"] = "1"
+        return found
+
+    async def _watch(self, running: _Running) -> None:
+        """Start a child again that ended by itself, later each time, and not for ever."""
+        while not self._stop.is_set():
+            assert running.child is not None
+            code = await running.child.wait()
+            if self._stop.is_set():
+                return
+            now_s = time.monotonic()
+            running.exits_s = [*running.exits_s, now_s][-16:]
+            delay_s = restart_delay_s(running.exits_s, now_s=now_s)
+            name = running.service.name
+            if delay_s is None:
+                self._give_up(running, code)
+                return
+            self.say(f"{name} ended with {code}; starting it again in {delay_s:.1f} s")
+            await asyncio.sleep(delay_s)
+            await self._start(running.service)
+
+    def _give_up(self, running: _Running, code: int) -> None:
+        running.gave_up = True
+        assert running.child is not None
+        last = "\n  ".join(running.child.tail(8))
+        text = f"{running.service.name} ended {len(running.exits_s)} times, last with {code}:\n  {last}"
+        if running.service.is_essential:
+            self._failure = ProcessFailed(text, code="service_failed")
+            self._stop.set()
+        else:
+            self.say(f"{text}\ngoing on without it; see `flexinfer logs {running.service.name}`")
+
+    async def _follow(self) -> None:
+        while True:
+            for follower in self._followers:
+                for line in follower.new_lines():
+                    if not self._quiet:
+                        self.say(line)
+            await asyncio.sleep(_POLL_S)
+
+    # -- the first model, and `ready`
+
+    async def _first_build(self) -> None:
+        if not starter.is_wanted(self.home):
+            return
+        self._quiet = True  # the build draws on the terminal
+        service = Service(
+            name="build",
+            argv=("build", starter.TARGET),
+            is_essential=True,
+            passes=(*FETCHES, "TERM", "COLUMNS", "LINES", "NO_COLOR"),
+        )
+        child = await start(
+            ProcessSpec(
+                name=service.name,
+                argv=command(service),
+                environment=self._environment(service),
+                cwd=Path.cwd(),
+                inherit_output=True,
+            )
+        )
+        try:
+            code = await child.wait()
+        finally:
+            self._quiet = False
+            await child.stop()
+        if code != 0:
+            raise ProcessFailed(
+                f"building {starter.TARGET} ended with {code}; "
+                "mend what it says above and start again: it goes on where it stood",
+                code="starter_failed",
+            )
+        starter.write(self.home)
+
+    async def _router_ready(self) -> None:
+        deadline = time.monotonic() + ROUTER_START_S
+        url = (
+            f"http://{_shown_host(self.settings.serve.admin_host)}:{self.settings.serve.admin_port}"
+        )
+        async with _client() as client:
+            while time.monotonic() < deadline:
+                with suppress(httpx.HTTPError):
+                    if (await client.get(f"{url}/readyz")).status_code == 200:
+                        return
+                await asyncio.sleep(_POLL_S)
+        raise Unavailable(
+            f"the router did not become ready at {url}/readyz within {ROUTER_START_S:.0f} s; "
+            "see `flexinfer logs serve`",
+            code="router_not_ready",
+        )
+
+    def _say_ready(self) -> None:
+        body = (
+            f'{{"model":"{starter.MODEL}","messages":[{{"role":"user","content":'
+            '"What is the capital of France? Answer briefly."}]}'
+        )
+        keys = "any string (on this machine none is needed)"
+        if self.settings.serve.api_keys:
+            keys = "one of FLEXINFER_SERVE__API_KEYS"
+        self.say(
+            f"\nready {self.url}/v1\n\n"
+            f"  try it    curl -s {self.url}/v1/chat/completions -d '{body}'\n"
+            f"  or        {_own_name()} chat {starter.MODEL}\n"
+            f"  API key   {keys}\n"
+            f"  stop      Ctrl-C here, or `{_own_name()} down` in another terminal"
+        )
+
+    async def _say_prefect(self) -> None:
+        if not self.settings.prefect.enabled:
+            return
+        file = self.home.run / "prefect.json"
+        deadline = time.monotonic() + self.settings.prefect.start_timeout_s
+        async with _client() as client:
+            while time.monotonic() < deadline:
+                url = self.environ.get("PREFECT_API_URL") or _recorded_url(file)
+                if url is not None:
+                    with suppress(httpx.HTTPError):
+                        if (await client.get(f"{url.rstrip('/')}/health")).status_code == 200:
+                            self.say(
+                                f"  Prefect   {url.removesuffix('/api')} (builds and their runs)"
+                            )
+                            return
+                await asyncio.sleep(0.5)
+        self.say("  Prefect   not there; builds still work: see `flexinfer logs prefect`")
+
+    # -- the end
+
+    async def _stop_all(self) -> None:
+        self._stop.set()
+        children = [r.child for r in self._running.values() if r.child is not None]
+        await asyncio.gather(*(child.stop() for child in children), return_exceptions=True)
+        for file in self._records().glob("*.json"):
+            file.unlink(missing_ok=True)
+
+    def _kill_all(self) -> None:
+        for running in self._running.values():
+            if running.child is not None:
+                running.child.kill()
+
+    def _records(self) -> Path:
+        return self.home.run / "up"
+
+
+class _signals:
+    """While it lasts, the first signal asks to stop and the second kills."""
+
+    def __init__(self, stop: asyncio.Event, kill: Callable[[], None]) -> None:
+        self._stop = stop
+        self._kill = kill
+
+    def __enter__(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, self._on_signal)
+
+    def __exit__(self, *_: object) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.remove_signal_handler(number)
+
+    def _on_signal(self) -> None:
+        if self._stop.is_set():
+            self._kill()
+        self._stop.set()
+
+
+@asynccontextmanager
+async def _client() -> AsyncIterator[httpx.AsyncClient]:
+    # Loopback: the user's proxy has nothing to do with it.
+    async with httpx.AsyncClient(timeout=2.0, trust_env=False) as client:
+        yield client
+
+
+def _shown_host(host: str) -> str:
+    return "127.0.0.1" if host in ("0.0.0.0", "::", "localhost") else host
+
+
+def _recorded_url(file: Path) -> str | None:
+    import json
+
+    try:
+        url = json.loads(file.read_text("utf-8")).get("url")
+    except (OSError, ValueError):
+        return None
+    return str(url) if url else None
+
+
+def _own_name() -> str:
+    """Return how the user can call us from where they are."""
+    import shutil
+    import sys
+
+    if shutil.which("flexinfer"):
+        return "flexinfer"
+    script = Path(sys.executable).parent / "flexinfer"
+    with suppress(ValueError):
+        return (
+            os.path.relpath(script)
+            if len(os.path.relpath(script)) < len(str(script))
+            else str(script)
+        )
+    return str(script)

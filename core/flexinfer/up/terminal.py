@@ -1,0 +1,64 @@
+"""The children's logs as one readable terminal: what is meant for people, warnings and errors."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flexinfer.process import LogReader
+
+_SHOWN_LEVELS = ("warning", "error", "critical")
+_HIDDEN_FIELDS = {"event", "level", "logger", "timestamp", "human", "exception", "stack"}
+_LONGEST = 400
+
+
+def render(name: str, line: str) -> str | None:
+    """Return what a person sees of one log line of child *name*; None: nothing."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None  # a library's own output: it is in the log file
+    if not isinstance(event, dict):
+        return None
+    if human := event.get("human"):
+        return _clean(str(human))
+    if event.get("level") not in _SHOWN_LEVELS:
+        return None
+    return _clean(f"{name}: {event.get('event', '')}{_fields(event)}{_cause(event)}")
+
+
+def _fields(event: dict[str, Any]) -> str:
+    shown = [f"{k}={v}" for k, v in event.items() if k not in _HIDDEN_FIELDS]
+    return f" ({', '.join(shown)})" if shown else ""
+
+
+def _cause(event: dict[str, Any]) -> str:
+    raised = event.get("exception")
+    if isinstance(raised, list) and raised and isinstance(raised[0], dict):
+        return f": {raised[0].get('exc_type')}: {raised[0].get('exc_value')}"
+    return ""
+
+
+def _clean(text: str) -> str:
+    """One line, no control characters: a log may hold what a stranger sent."""
+    plain = "".join(c if c.isprintable() else " " for c in text)
+    return plain if len(plain) <= _LONGEST else plain[: _LONGEST - 1] + "…"
+
+
+@dataclass(slots=True)
+class Follower:
+    """Follows the log of one child from its present end."""
+
+    name: str
+    reader: LogReader
+
+    @classmethod
+    def at_end(cls, name: str, path: Path) -> Follower:
+        return cls(name, LogReader(path, at_end=True))
+
+    def new_lines(self) -> list[str]:
+        """Return what there is to show since the last call."""
+        shown = (render(self.name, line) for line in self.reader.read())
+        return [line for line in shown if line is not None]
