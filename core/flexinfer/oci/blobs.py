@@ -129,6 +129,7 @@ class BlobFolder:
                 place=self.path,
                 guard=self.guard,
                 is_good=self.is_good,
+                is_whole=self.is_whole,
                 placed=self.placed,
                 reject=self.reject,
             ),
@@ -162,6 +163,10 @@ class BlobFolder:
     def is_good(self, digest: Digest, size: int) -> bool:
         """Say whether the blob there may stay when the same bytes come again. Overridden by who knows more."""
         return self.has(digest, size)
+
+    def is_whole(self, digest: Digest) -> bool:
+        """Say whether the blob is there and right, before it is written again. May read all of it."""
+        return self.has(digest)
 
     def placed(self, digest: Digest, descriptor: int) -> None:
         """Learn that a verified blob has just got its name; *descriptor* is open on it, and locked."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterable, AsyncIterator
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
-from flexinfer.errors import Conflict
+from flexinfer.errors import Conflict, Unavailable
 from flexinfer.oci.blobs import BlobFolder
 from flexinfer.oci.descriptor import Descriptor
 from flexinfer.oci.digest import BUFFER_BYTES, Digest, check_digest, digest_of
@@ -15,6 +17,13 @@ from flexinfer.oci.layout import Layout
 from flexinfer.oci.manifest import MAX_MANIFEST_BYTES, Manifest
 from flexinfer.oci.target import check_offset, is_manifest
 from flexinfer.oci.writer import BlobWriter
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# How long another writer of the same blob may stand still, and how often we look.
+_STALL_S = 60.0
+_POLL_S = 0.02
 
 
 class LayoutTarget:
@@ -32,7 +41,7 @@ class LayoutTarget:
         with self.core.blobs.open(descriptor.digest) as stream:
             file = stream.fileno()
             at = offset
-            while data := await asyncio.to_thread(os.pread, file, BUFFER_BYTES, at):
+            while data := await in_thread(os.pread, file, BUFFER_BYTES, at):
                 at += len(data)
                 yield data
 
@@ -53,29 +62,65 @@ class LayoutTarget:
             return
         if is_manifest(descriptor):
             data = await read_manifest(descriptor, chunks)
-            await asyncio.to_thread(self.core.put_manifest, data)
+            await in_thread(self.core.put_manifest, data)
             return
-        writer = self.core.blobs.writer(
-            key=descriptor.digest, expected=descriptor.digest, expected_size=descriptor.size
-        )
-        await asyncio.to_thread(writer.__enter__)
+        writer = await self._begin(descriptor)
         try:
             if writer.done is None:
                 await _fill(writer, chunks, offset)
-            await asyncio.to_thread(writer.commit)
+            await in_thread(writer.commit)
         finally:
             writer.__exit__(None, None, None)
 
+    async def _begin(self, descriptor: Descriptor) -> BlobWriter:
+        """Return the entered writer; waits for another one for as long as that one makes progress."""
+        moved, deadline = -1, 0.0
+        while True:
+            writer = self.core.blobs.writer(
+                key=descriptor.digest,
+                expected=descriptor.digest,
+                expected_size=descriptor.size,
+                wait_s=0,
+            )
+            try:
+                await in_thread(writer.__enter__)
+                return writer
+            except Unavailable:
+                held, now = await self.written(descriptor), time.monotonic()
+                if held != moved:
+                    moved, deadline = held, now + _STALL_S
+                if now >= deadline:
+                    raise
+                await asyncio.sleep(_POLL_S)
+
     async def tag(self, descriptor: Descriptor, name: str) -> None:
-        await asyncio.to_thread(self.core.tag, name, descriptor)
+        await in_thread(self.core.tag, name, descriptor)
 
     async def referrers(
         self, digest: Digest, artifact_type: str | None = None
     ) -> tuple[Descriptor, ...]:
-        return await asyncio.to_thread(self.core.referrers, digest, artifact_type)
+        return await in_thread(self.core.referrers, digest, artifact_type)
 
     async def tags(self) -> tuple[tuple[str, Descriptor], ...]:
         return self.core.tags()
+
+
+async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Return what *call* returns, run in a thread; also when cancelled, not before the call has ended.
+
+    Else the caller would close a file that the thread still writes to.
+    """
+    task = asyncio.ensure_future(asyncio.to_thread(call, *args, **kwargs))
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        task.exception()  # seen, so that nobody reports it as lost
+        raise asyncio.CancelledError
+    return task.result()
 
 
 async def read_manifest(descriptor: Descriptor, chunks: AsyncIterable[bytes]) -> bytes:
@@ -112,5 +157,5 @@ async def _fill(writer: BlobWriter, chunks: AsyncIterable[bytes], offset: int) -
         if skip >= len(chunk):
             skip -= len(chunk)
             continue
-        await asyncio.to_thread(writer.write, memoryview(chunk)[skip:])
+        await in_thread(writer.write, memoryview(chunk)[skip:])
         skip = 0

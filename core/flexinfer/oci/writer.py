@@ -48,6 +48,7 @@ class Commit:
     place: Callable[[Digest], Path]
     guard: Path
     is_good: Callable[[Digest, int], bool]
+    is_whole: Callable[[Digest], bool]
     placed: Callable[[Digest, int], None]
     reject: Reject
 
@@ -79,12 +80,13 @@ class BlobWriter:
         self._held = -1
         self._file = -1
         self._hasher = Hasher()
+        self._stored = 0
         self.done: Descriptor | None = None
 
     @property
     def offset(self) -> int:
         """How many bytes are held: the next `write` continues there. The whole size when `done`."""
-        return self._hasher.size if self.done is None else self.done.size
+        return self._stored if self.done is None else self.done.size
 
     def __enter__(self) -> BlobWriter:
         """Take the place of the only writer of this key, and what an earlier one left.
@@ -121,29 +123,28 @@ class BlobWriter:
             IntegrityError: code `digest_mismatch`: more bytes than there may be; the partial is dropped.
             ResourceExhausted: code `disk_full` or `disk_error`; the partial is dropped.
         """
-        self.check_room_for(len(data))
-        self._hasher.update(data)
         self.store(data)
-
-    def check_room_for(self, size: int) -> None:
-        """Refuse *size* more bytes where the blob would become larger than it may be."""
-        if self._expected_size is not None and self.offset + size > self._expected_size:
-            expected = f"expected {self._expected_size} bytes, got more"
-            self.discard()
-            raise IntegrityError(f"{self._what}: {expected}", code="digest_mismatch")
-
-    def hash(self, data: bytes | bytearray | memoryview) -> None:
-        """One half of `write`, for who hashes in one thread and stores in another, in the same order."""
-        self._hasher.update(data)
+        self.hash(data)
 
     def store(self, data: bytes | bytearray | memoryview) -> None:
-        """The other half of `write`."""
+        """One half of `write`, for who stores in one thread and hashes the same pieces in another."""
+        if self._expected_size is not None and self._stored + len(data) > self._expected_size:
+            self.discard()
+            raise IntegrityError(
+                f"{self._what}: expected {self._expected_size} bytes, got more",
+                code="digest_mismatch",
+            )
         try:
             write_all(self._file, data)
         except OSError as error:
             failure = self._failed(error, at_least=len(data))
             self.discard()
             raise failure from error
+        self._stored += len(data)
+
+    def hash(self, data: bytes | bytearray | memoryview) -> None:
+        """The other half of `write`; the pieces come in the same order."""
+        self._hasher.update(data)
 
     def restart(self) -> None:
         """Begin again at offset 0, because the source cannot continue where the partial ends."""
@@ -153,6 +154,7 @@ class BlobWriter:
         except OSError as error:
             raise self._failed(error) from error
         self._hasher = Hasher()
+        self._stored = 0
 
     def discard(self) -> None:
         """Drop what is held. The writer is closed."""
@@ -173,6 +175,7 @@ class BlobWriter:
         if self.done is not None:
             return self.done
         digest, size = self._hasher.digest, self._hasher.size
+        assert size == self._stored, "each piece is stored and hashed"
         self._check(digest, size)
         try:
             self._place(digest, size)
@@ -202,7 +205,7 @@ class BlobWriter:
         os.fchmod(self._file, BLOB_MODE)
         os.utime(self._file, ns=(0, 0))
         os.fsync(self._file)
-        with lock(self._commit.guard, wait_s=self._wait_s):
+        with lock(self._commit.guard):
             if self._commit.is_good(digest, size):
                 os.unlink(self._path)
             else:
@@ -250,7 +253,7 @@ class BlobWriter:
         place = self._commit.place(self._expected)
         with suppress(FileNotFoundError):
             size = os.stat(place, follow_symlinks=False).st_size
-            if self._expected_size in (None, size) and self._commit.is_good(self._expected, size):
+            if self._expected_size in (None, size) and self._commit.is_whole(self._expected):
                 self.done = Descriptor(media_type=MEDIA_BYTES, digest=self._expected, size=size)
                 return True
         return False
@@ -275,6 +278,7 @@ class BlobWriter:
             os.ftruncate(self._file, 0)
         while data := os.read(self._file, BUFFER_BYTES):
             self._hasher.update(data)
+        self._stored = self._hasher.size
 
     def _check_room(self) -> None:
         if self._expected_size is None:

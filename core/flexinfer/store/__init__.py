@@ -1,0 +1,15 @@
+"""The content-addressed store: ingest, verification, leases, repair, on an OCI image layout."""
+
+from flexinfer.store.checkout import Checkout
+from flexinfer.store.store import Collected, ScrubReport, Store
+from flexinfer.store.verify import VerifyFailure, VerifyReport, VerifyResult
+
+__all__ = [
+    "Checkout",
+    "Collected",
+    "ScrubReport",
+    "Store",
+    "VerifyFailure",
+    "VerifyReport",
+    "VerifyResult",
+]
