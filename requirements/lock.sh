@@ -10,5 +10,6 @@ done
 $compile pyproject.toml --extra all --group dev -c requirements/all.txt -o requirements/dev.txt
 $compile --group build -o requirements/build.txt
 for tool in requirements/tools/*.in; do
-  $compile "$tool" -o "${tool%.in}.txt"
+  # Complete as they are: what a tool does not load is not in its environment (README there).
+  $compile --no-deps "$tool" -o "${tool%.in}.txt"
 done

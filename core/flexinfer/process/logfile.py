@@ -1,0 +1,125 @@
+"""Log files of children: read on from where one stopped, look at the end, keep them small.
+
+The child appends to its log by itself (O_APPEND), so the log goes on when we crash. Nobody can rotate a file
+that another process holds open; so a log that grew too large is copied aside, its last part only, and
+emptied in place. A few lines that arrive between the two steps are lost: only then, and only under a flood.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from pathlib import Path
+
+from flexinfer.process.lines import LineSplitter, decode
+
+_READ_BYTES = 1024 * 1024
+_TAIL_BYTES = 256 * 1024
+_KEPT_BYTES = 4 * 1024 * 1024
+_FINGERPRINT_BYTES = 64
+
+
+class LogReader:
+    """Lines of a growing log, each once.
+
+    A log that was emptied meanwhile is read from its new start. One call reads at most 1 MiB and thus
+    costs about a millisecond; `is_behind` says that there was more.
+    """
+
+    def __init__(self, path: Path, *, at_end: bool = False) -> None:
+        """Begin at the start of *path*, or at its present end: what was written before is not given."""
+        self.path = path
+        self.is_behind = False
+        self._offset = 0
+        self._before = (
+            b""  # the last bytes in front of the offset: another text there means a new file
+        )
+        self._splitter = LineSplitter()
+        if at_end:
+            self._skip()
+
+    def read(self) -> tuple[str, ...]:
+        """Return the lines completed since the last call; none while there is no file."""
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return ()
+        try:
+            if not self._is_same(descriptor):
+                self._offset, self._before, self._splitter = 0, b"", LineSplitter()
+            data = os.pread(descriptor, _READ_BYTES, self._offset)
+        finally:
+            os.close(descriptor)
+        self._offset += len(data)
+        self._before = (self._before + data)[-_FINGERPRINT_BYTES:]
+        self.is_behind = len(data) == _READ_BYTES
+        return self._splitter.feed(data)
+
+    def _is_same(self, descriptor: int) -> bool:
+        start = self._offset - len(self._before)
+        return os.pread(descriptor, len(self._before), start) == self._before
+
+    def _skip(self) -> None:
+        try:
+            with self.path.open("rb") as file:
+                end = file.seek(0, os.SEEK_END)
+                file.seek(max(0, end - _FINGERPRINT_BYTES))
+                self._before = file.read(min(end, _FINGERPRINT_BYTES))
+        except FileNotFoundError:
+            return
+        self._offset = end
+
+
+def tail(path: Path, lines: int) -> tuple[str, ...]:
+    """Return the last *lines* of a log, oldest first, at most 256 KiB of them; none if there is no log.
+
+    A log that was just emptied is continued backwards into `<path>.1`.
+    """
+    data = _last_bytes(path)
+    if data.count(b"\n") < lines and len(data) < _TAIL_BYTES:
+        data = _last_bytes(aside(path)) + data
+    ended = data[-_TAIL_BYTES:].split(b"\n")
+    if not ended[-1]:
+        ended.pop()
+    return tuple(decode(line) for line in deque(ended, maxlen=max(0, lines)))
+
+
+def aside(path: Path) -> Path:
+    """Return where the last part of a log goes when the log is emptied."""
+    return path.with_name(path.name + ".1")
+
+
+def keep_small(path: Path, *, max_bytes: int) -> int:
+    """Empty the log if it is above *max_bytes*, its last part copied aside, and return its size now.
+
+    At most a quarter of *max_bytes* and at most 4 MiB are copied, from the first whole line on. Without
+    room for the copy the log is emptied all the same: a full disk is when it matters most.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return 0
+    try:
+        size = os.fstat(descriptor).st_size
+        if size <= max_bytes:
+            return size
+        kept = min(max_bytes // 4, _KEPT_BYTES, size)
+        data = os.pread(descriptor, kept, size - kept)
+        try:
+            aside(path).write_bytes(data[data.find(b"\n") + 1 :])
+        except OSError:
+            aside(path).unlink(missing_ok=True)
+        os.ftruncate(descriptor, 0)
+        return 0
+    finally:
+        os.close(descriptor)
+
+
+def _last_bytes(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _TAIL_BYTES))
+            return file.read(_TAIL_BYTES)
+    except FileNotFoundError:
+        return b""
