@@ -10,10 +10,11 @@ A script that cannot import this package, in a tool environment for example, nee
     import os, threading
     lifeline = os.environ.pop("FLEXINFER_LIFELINE", "")
     if lifeline:
-        ended = lambda: (os.read(int(lifeline), 1), os._exit(70))
+        ended = lambda: (os.read(int(lifeline), 1), os.killpg(0, 9))
         threading.Thread(target=ended, daemon=True).start()
 
-`GUARD` is the same as a text, to be put in front of a module that is run with `python -c`.
+`killpg(0, 9)` ends the script and what it started: each child leads a process group of its own. `GUARD` is the same
+as a text, to be put in front of what is run with `python -c`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ GUARD = (
     "import os, threading\n"
     f"lifeline = os.environ.pop({VARIABLE!r}, '')\n"
     "if lifeline:\n"
-    "    ended = lambda: (os.read(int(lifeline), 1), os._exit(70))\n"
+    "    ended = lambda: (os.read(int(lifeline), 1), os.killpg(0, 9))\n"
     "    threading.Thread(target=ended, daemon=True).start()\n"
 )
 
