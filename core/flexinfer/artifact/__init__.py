@@ -1,7 +1,6 @@
 """A model's bytes as an OCI artifact: ModelPack manifests, raw layers, and in-toto statements about them."""
 
 from flexinfer.artifact.attestation import Statement, attestation, parse_attestation, statement
-from flexinfer.artifact.evidence import PREDICATE_TEST_RESULT
 from flexinfer.artifact.mediatypes import (
     ANNOTATION_BASE,
     ANNOTATION_BUILD_KEY,
@@ -13,6 +12,7 @@ from flexinfer.artifact.mediatypes import (
     MEDIA_IN_TOTO,
     MEDIA_MODEL_CONFIG,
     MEDIA_MODEL_MANIFEST,
+    PREDICATE_TEST_RESULT,
     Kind,
     classify,
 )

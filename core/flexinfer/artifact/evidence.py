@@ -11,10 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from flexinfer.artifact.mediatypes import PREDICATE_TEST_RESULT as PREDICATE_TEST_RESULT
 from flexinfer.errors import IntegrityError
 from flexinfer.resources.model import Quality
-
-PREDICATE_TEST_RESULT = "https://in-toto.io/attestation/test-result/v0.1"
 
 # Names of measurements that a policy may ask for.
 SAME_TOP = "divergence.sameTop"

@@ -20,6 +20,8 @@ ANNOTATION_REVISION: Final = "org.opencontainers.image.revision"
 ANNOTATION_LICENSES: Final = "org.opencontainers.image.licenses"
 ANNOTATION_PREDICATE: Final = "in-toto.io/predicate-type"
 
+PREDICATE_TEST_RESULT: Final = "https://in-toto.io/attestation/test-result/v0.1"
+
 ANNOTATION_BUILD_KEY: Final = "ai.flexinfer.build.key"
 ANNOTATION_BASE: Final = "ai.flexinfer.base.digest"
 ANNOTATION_SOURCE: Final = "ai.flexinfer.source"

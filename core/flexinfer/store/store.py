@@ -229,7 +229,9 @@ class Store:
         for root in (digest, *(one.digest for one in self._core.referrers(digest))):
             for path, blob in self._parts(root, failures):
                 try:
-                    checked.append(self.ensure_verified(blob, force=force, what=f"{root}: {path}"))
+                    checked.append(
+                        self.ensure_verified(blob, force=force, what=f"artifact {root}: {path}")
+                    )
                 except (IntegrityError, NotFound) as error:
                     failures.append(_failure(root, path, blob, error))
         return VerifyReport(artifact=digest, checked=tuple(checked), failures=tuple(failures))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,12 +89,10 @@ class StampedBlobs(BlobFolder):
             NotFound: code `blob_missing`.
             IntegrityError: code `digest_mismatch`; the blob is in quarantine. *what* begins the message.
         """
-        try:
+        with suppress(FileNotFoundError):
             found = os.stat(self.path(digest), follow_symlinks=False)
-        except FileNotFoundError:
-            return self._hash(digest, what=what, believe=True)  # says what is missing
-        if self.stamps.holds(digest, found):
-            return VerifyResult(digest=digest, size=found.st_size, hashed_bytes=0)
+            if self.stamps.holds(digest, found):
+                return VerifyResult(digest=digest, size=found.st_size, hashed_bytes=0)
         return self._hash(digest, what=what, believe=True)
 
     def rehash(self, digest: Digest, *, what: str) -> VerifyResult:
@@ -103,6 +102,8 @@ class StampedBlobs(BlobFolder):
     def _hash(self, digest: Digest, *, what: str, believe: bool) -> VerifyResult:
         """Hash under the blob's lock; who waited for another's hash believes it where he may."""
         path = self.path(digest)
+        if not os.path.lexists(path):
+            raise NotFound(f"{what}: blob {digest} is missing; fetch it again", code="blob_missing")
         with locked_blob(digest, path, wait_s=self._wait_s) as file:
             before = os.fstat(file)
             if believe and self.stamps.holds(digest, before):

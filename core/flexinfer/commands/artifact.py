@@ -1,0 +1,317 @@
+"""`flexinfer artifact`: what is in the store, and whether its bytes are what they should be."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+
+from flexinfer.artifact import PREDICATE_TEST_RESULT, Artifact, Statement
+from flexinfer.errors import FlexInferError, IntegrityError
+from flexinfer.oci import Descriptor, Digest
+from flexinfer.places import Home
+from flexinfer.store import Store, VerifyFailure
+from flexinfer.units import format_bytes
+
+_BUILD_TAG = "build-"
+_MAX_NAMED = 5
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="List, inspect and verify artifacts in the store.",
+    epilog="Example: flexinfer artifact ls",
+)
+
+
+@app.callback()
+def _root() -> None:
+    """A callback, so that the group stays one."""
+
+
+@app.command("ls", epilog="Example: flexinfer artifact ls --json")
+def ls(
+    as_json: bool = typer.Option(False, "--json", help="Write JSON instead of a table."),
+    everything: bool = typer.Option(
+        False, "--all", help="Also what has no name, or only that of a build."
+    ),
+) -> None:
+    """List the artifacts in the store, one row for each name."""
+    store = _store()
+    rows = [_row(store, name, descriptor) for name, descriptor in _named(store, everything)]
+    if as_json:
+        _print_json(rows)
+        return
+    if not rows:
+        typer.echo("no artifacts yet; build one with: flexinfer build ENTRY/VARIANT")
+        return
+    _table(
+        ("reference", "digest", "format", "quantization", "size", "evidence"),
+        [
+            (
+                row["reference"] or "-",
+                _short(row["digest"]),
+                row["format"] or "-",
+                row["quantization"] or "-",
+                format_bytes(row["sizeBytes"]),
+                row["error"] or _verdicts(row["evidence"]) or "none",
+            )
+            for row in rows
+        ],
+    )
+
+
+@app.command("inspect", epilog="Example: flexinfer artifact inspect smollm2-135m-instruct:q8-0")
+def inspect(
+    reference: str = typer.Argument(
+        ..., metavar="REF", help="A name, a digest, or its first 6 or more digits."
+    ),
+    as_json: bool = typer.Option(False, "--json", help="Write JSON instead of text."),
+) -> None:
+    """Show one artifact: its model, files, annotations and evidence."""
+    store = _store()
+    descriptor = store.find(reference)
+    artifact = store.artifact(descriptor.digest)
+    evidence = store.evidence(descriptor.digest)
+    names = [name for name, one in store.tags() if one.digest == descriptor.digest]
+    about = _row(store, names[0] if names else "", descriptor) | {
+        "references": names,
+        "model": _model(artifact),
+        "files": [
+            {"path": file.path, "digest": file.digest, "sizeBytes": file.size}
+            for file in artifact.files
+        ],
+        "annotations": dict(sorted(artifact.annotations.items())),
+        "notes": list(artifact.notes),
+        "statements": [
+            {"digest": one.digest, "predicateType": said.predicate_type, "predicate": dict(said.predicate)}
+            for one, said in evidence
+        ],
+    }  # fmt: skip
+    if as_json:
+        _print_json(about)
+        return
+    typer.echo(f"digest      {descriptor.digest}")
+    for name in names:
+        typer.echo(f"reference   {name}")
+    for key, value in _model(artifact).items():
+        typer.echo(f"{key:<11} {value}")
+    _table(
+        ("file", "digest", "size"),
+        [(file.path, _short(file.digest), format_bytes(file.size)) for file in artifact.files],
+    )
+    for key, text in sorted(artifact.annotations.items()):
+        typer.echo(f"annotation  {key}: {text}")
+    for _, said in evidence:
+        typer.echo(f"evidence    {said.predicate_type}: {_result(said)}")
+        for key, value in sorted(said.predicate.items()):
+            typer.echo(f"            {key}: {json.dumps(value, ensure_ascii=False)}")
+    for note in artifact.notes:
+        typer.echo(f"note        {note}")
+
+
+@app.command("verify", epilog="Example: flexinfer artifact verify smollm2-135m-instruct:q8-0")
+def verify(
+    reference: str = typer.Argument(
+        "", metavar="[REF]", help="A name, a digest, or its first digits; without it, all."
+    ),
+    as_json: bool = typer.Option(False, "--json", help="Write JSON instead of lines."),
+) -> None:
+    """Hash every byte again. What is wrong goes into quarantine; then the exit code is 7."""
+    store = _store()
+    if reference:
+        wanted = {store.find(reference).digest: reference}
+    else:
+        rows = sorted(_named(store, True), key=lambda row: _is_build(row[0]), reverse=True)
+        wanted = {descriptor.digest: name for name, descriptor in rows}
+    reports = []
+    failures: list[VerifyFailure] = []
+    for digest, name in sorted(wanted.items(), key=lambda item: item[1]):
+        report = store.verify_artifact(digest, force=True)
+        failures.extend(report.failures)
+        reports.append(
+            {
+                "reference": name,
+                "digest": digest,
+                "verified": not report.failures,
+                "hashedBytes": report.hashed_bytes,
+                "failures": [_failure(failure) for failure in report.failures],
+            }
+        )
+        if not as_json:
+            word = "ok    " if not report.failures else "FAILED"
+            count = f"{len(report.checked)} blobs, {format_bytes(report.hashed_bytes)}"
+            typer.echo(f"{word} {name or '-'} {_short(digest)} {count}")
+            _print_failures(report.failures)
+    if as_json:
+        _print_json(reports)
+    _refuse(failures)
+
+
+@app.command("scrub", epilog="Example: flexinfer artifact scrub")
+def scrub(
+    as_json: bool = typer.Option(False, "--json", help="Write JSON instead of lines."),
+) -> None:
+    """Hash every blob in the store, referenced or not, and look for missing ones."""
+    report = _store().scrub()
+    if as_json:
+        _print_json(
+            {
+                "checked": report.checked,
+                "hashedBytes": report.hashed_bytes,
+                "failures": [_failure(failure) for failure in report.failures],
+                "missing": [_failure(failure) for failure in report.missing],
+            }
+        )
+    else:
+        typer.echo(f"{report.checked} blobs are right, {format_bytes(report.hashed_bytes)} hashed")
+        _print_failures((*report.failures, *report.missing))
+    _refuse([*report.failures, *report.missing])
+
+
+def _store() -> Store:
+    return Store(Home.find(os.environ).prepare().store)
+
+
+def _named(store: Store, everything: bool) -> list[tuple[str, Descriptor]]:
+    """Return the rows to show: each name, but a build's own name only for what has no other."""
+    tags = store.tags()
+    if everything:
+        named = {descriptor.digest for _, descriptor in tags}
+        rest = [
+            ("", one)
+            for one in store.manifests()
+            if one.digest not in named and store.manifest(one.digest).subject is None
+        ]
+        return [*tags, *rest]
+    named = {d.digest for name, d in tags if not _is_build(name)}
+    return [(name, d) for name, d in tags if not _is_build(name) or d.digest not in named]
+
+
+def _is_build(name: str) -> bool:
+    return name.rpartition(":")[2].startswith(_BUILD_TAG)
+
+
+def _row(store: Store, name: str, descriptor: Descriptor) -> dict[str, Any]:
+    """Return one artifact for `ls`; what cannot be read is shown with its reason, not left out."""
+    row: dict[str, Any] = {
+        "reference": name,
+        "digest": descriptor.digest,
+        "format": "",
+        "quantization": "",
+        "sizeBytes": 0,
+        "architecture": "",
+        "evidence": [],
+        "createdAt": "",
+        "error": "",
+    }
+    try:
+        artifact = store.artifact(descriptor.digest)
+        row |= {
+            "format": artifact.config.format,
+            "quantization": artifact.config.quantization,
+            "sizeBytes": artifact.size_bytes,
+            "architecture": artifact.config.architecture,
+            "createdAt": artifact.config.created_at,
+        }
+        row["evidence"] = [
+            {"predicateType": said.predicate_type, "digest": one.digest, "result": _result(said)}
+            for one, said in store.evidence(descriptor.digest)
+        ]
+    except FlexInferError as error:
+        row["error"] = f"{error.code}: {error.message}"
+    return row
+
+
+def _result(said: Statement) -> str:
+    """Return the verdict of a test result; other statements have none."""
+    result = said.predicate.get("result") if said.predicate_type == PREDICATE_TEST_RESULT else None
+    return result if isinstance(result, str) else ""
+
+
+def _verdicts(evidence: Sequence[dict[str, Any]]) -> str:
+    return ", ".join(
+        f"{one['predicateType'].rstrip('/').split('/')[-2]} {one['result']}".strip()
+        for one in evidence
+    )
+
+
+def _model(artifact: Artifact) -> dict[str, str]:
+    config = artifact.config
+    found = {
+        "name": config.name,
+        "family": config.family,
+        "architecture": config.architecture,
+        "format": config.format,
+        "quantization": config.quantization,
+        "precision": config.precision,
+        "parameters": config.param_size,
+        "licenses": ", ".join(config.licenses),
+        "source": config.source_url,
+        "revision": config.revision,
+        "created": config.created_at,
+        "size": format_bytes(artifact.size_bytes),
+    }
+    return {key: text for key, text in found.items() if text}
+
+
+def _failure(failure: VerifyFailure) -> dict[str, str]:
+    return {
+        "artifact": failure.artifact,
+        "path": failure.path,
+        "digest": failure.digest,
+        "code": failure.code,
+        "message": failure.message,
+    }
+
+
+def _print_failures(failures: Sequence[VerifyFailure]) -> None:
+    for failure in failures:
+        typer.echo(f"  {failure.code}: {failure.message}")
+
+
+def _refuse(failures: Sequence[VerifyFailure]) -> None:
+    """Raise when something was wrong.
+
+    Raises:
+        IntegrityError: with the code of the first failure.
+    """
+    if failures:
+        first = failures[0]
+        more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
+        raise IntegrityError(
+            f"{first.path} ({first.digest}): {first.message}{more}", code=first.code
+        )
+
+
+def _short(digest: Digest | str) -> str:
+    return digest[: len("sha256:") + 12]
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Write a table: drawn on a terminal, plain columns elsewhere."""
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.table import Table
+
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for number, head in enumerate(heads):
+            table.add_column(head, no_wrap=number < 2, overflow="fold")
+        for row in rows:
+            table.add_row(*(escape(cell) for cell in row))
+        Console().print(table)
+        return
+    widths = [max(len(row[n]) for row in (heads, *rows)) for n in range(len(heads))]
+    for row in (heads, *rows):
+        typer.echo("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip())
