@@ -17,7 +17,7 @@ import typer
 from flexinfer import toolenv
 from flexinfer.errors import FlexInferError
 from flexinfer.places import Home
-from flexinfer.process import SingleInstance, ports
+from flexinfer.process import holder, who_listens
 from flexinfer.settings import Settings, load, setting_files
 from flexinfer.units import format_bytes
 
@@ -115,10 +115,10 @@ def _ports(home: Home) -> Finding:
         settings = load(Settings, os.environ, files=setting_files(home.root))
     except FlexInferError:
         return Finding(name="ports", verdict="warning", found="not checked: settings are bad")
-    if SingleInstance.holder(home.run / "up.lock") is not None:
+    if holder(home.run / "up.lock") is not None:
         return Finding(name="ports", verdict="ok", found="`flexinfer up` runs and holds them")
     wanted = (settings.serve.port, settings.serve.admin_port, settings.prefect.port)
-    taken = [f"{port} by {holder}" for port in wanted if (holder := ports.who_listens(port))]
+    taken = [f"{port} by {who}" for port in wanted if (who := who_listens(port))]
     if taken:
         return Finding(
             name="ports",

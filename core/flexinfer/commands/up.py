@@ -12,10 +12,12 @@ from typing import Any
 import httpx
 import typer
 
-from flexinfer.errors import Conflict, FlexInferError, NotFound, Unavailable
+from flexinfer.errors import Conflict, NotFound, Unavailable
 from flexinfer.places import Home
 from flexinfer.plugins import nearest
-from flexinfer.process import LogReader, Record, SingleInstance, is_alive, tail
+from flexinfer.process import LogReader, Record, SingleInstance, is_alive, procfs
+from flexinfer.process import holder as holder_of
+from flexinfer.process.logfile import tail
 from flexinfer.settings import Settings, load, setting_files
 from flexinfer.units import format_bytes, format_duration
 
@@ -35,7 +37,6 @@ def up() -> None:
     home = Home.find(os.environ)
     settings = load(Settings, os.environ, files=setting_files(home.root))
     home.prepare()
-    lock = SingleInstance(home.run / "up.lock")
     about = {
         "what": "flexinfer up",
         "address": f"http://{settings.serve.host}:{settings.serve.port}/v1",
@@ -43,16 +44,14 @@ def up() -> None:
         "folder": str(Path.cwd()),
     }
     try:
-        lock.acquire(about)
+        lock = SingleInstance.acquire(home.run / "up.lock", about)
     except Conflict as error:
         raise Conflict(
             f"{error.message}; home {home.root}. See `flexinfer status`, stop it with `flexinfer down`",
             code=error.code,
         ) from error
-    try:
+    with lock:
         asyncio.run(Session(home, settings, os.environ, say).run())
-    finally:
-        lock.release()
     say("stopped")
 
 
@@ -109,16 +108,16 @@ def down() -> None:
     Example: flexinfer down
     """
     home = Home.find(os.environ)
-    holder = SingleInstance.holder(home.run / "up.lock")
+    holder = holder_of(home.run / "up.lock")
     if holder is None:
         raise NotFound(
             f"nothing to stop: no `flexinfer up` runs with home {home.root}", code="not_running"
         )
-    pid = int(holder["pid"])
+    pid = int(str(holder["pid"]))
     os.kill(pid, 15)
     deadline = time.monotonic() + _STOP_S
     while time.monotonic() < deadline:
-        if SingleInstance.holder(home.run / "up.lock") is None:
+        if holder_of(home.run / "up.lock") is None:
             say(f"stopped (was process {pid})")
             return
         time.sleep(_POLL_S)
@@ -131,7 +130,7 @@ def say(line: str) -> None:
 
 
 def _status(home: Home) -> dict[str, Any]:
-    holder = SingleInstance.holder(home.run / "up.lock")
+    holder = holder_of(home.run / "up.lock")
     found: dict[str, Any] = {
         "home": str(home.root),
         "running": holder is not None,
@@ -163,20 +162,15 @@ def _key_header() -> dict[str, str]:
 
 
 def _processes(home: Home) -> list[dict[str, Any]]:
-    from flexinfer.process import adopt
-
-    found = []
+    found: list[dict[str, Any]] = []
     files = sorted((home.run / "up").glob("*.json")) + sorted(
         (home.run / "replicas").glob("*.json")
     )
     for file in files[:200]:
-        try:
-            record = Record.from_json(file.read_text("utf-8"))
-        except (OSError, ValueError, KeyError, TypeError, FlexInferError):
-            continue  # being written or removed just now
-        if not is_alive(record):
+        record = Record.read(file)
+        if record is None or not is_alive(record):
             continue
-        usage = adopt(record).usage()
+        usage = procfs.usage(record.pid, group=record.pid)
         found.append(
             {
                 "name": record.name,

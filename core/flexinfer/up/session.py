@@ -23,8 +23,8 @@ from flexinfer.process import (
     end,
     inherited_environment,
     is_alive,
-    ports,
     start,
+    who_listens,
 )
 from flexinfer.settings import Settings
 from flexinfer.up import starter
@@ -118,14 +118,15 @@ class Session:
         folder.mkdir(mode=0o700, exist_ok=True)
         left = []
         for file in sorted(folder.glob("*.json")):
-            with suppress(OSError, ValueError, KeyError, FlexInferError):
-                record = Record.from_json(file.read_text("utf-8"))
-                if is_alive(record):
+            with suppress(InvalidInput):  # half written when its writer was killed
+                record = Record.read(file)
+                if record is not None:
                     left.append(record)
+        if running := [record.name for record in left if is_alive(record)]:
+            self.say(f"ending what was left running: {', '.join(running)}")
+        await asyncio.gather(*(end(record, grace_s=5.0) for record in left))
+        for file in folder.glob("*.json"):
             file.unlink(missing_ok=True)
-        if left:
-            self.say(f"ending what was left running: {', '.join(r.name for r in left)}")
-            await asyncio.gather(*(end(record, grace_s=5.0) for record in left))
 
     def _check_ports(self) -> None:
         wanted = (
@@ -133,7 +134,7 @@ class Session:
             ("admin listener", self.settings.serve.admin_port, "FLEXINFER_SERVE__ADMIN_PORT"),
         )
         for what, port, variable in wanted:
-            if port and (holder := ports.who_listens(port)) is not None:
+            if port and (holder := who_listens(port)) is not None:
                 raise InvalidInput(
                     f"port {port} for the {what} is taken by {holder}; "
                     f"end it or choose another with {variable}",
@@ -168,8 +169,7 @@ class Session:
             grace_s=service.grace_s,
         )
         running.child = await start(spec)
-        record = self._records() / f"{service.name}.json"
-        record.write_text(running.child.record().to_json(), "utf-8")
+        Record.of(running.child).write(self._records() / f"{service.name}.json")
 
     def _environment(self, service: Service) -> dict[str, str]:
         found = inherited_environment("FLEXINFER_*", *service.passes, environ=self.environ)

@@ -1,0 +1,56 @@
+"""What `up` starts and when it starts it again."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flexinfer.settings import PrefectSection, Settings
+from flexinfer.up.services import MAX_EXITS, WINDOW_S, restart_delay_s, services
+
+
+def names(settings: Settings, environ: dict[str, str]) -> list[str]:
+    return [service.name for service in services(settings, environ)]
+
+
+def test_everything_is_started_by_default() -> None:
+    assert names(Settings(), {}) == ["operator", "serve", "prefect", "pipelines"]
+
+
+def test_a_prefect_server_of_the_users_own_is_used() -> None:
+    assert names(Settings(), {"PREFECT_API_URL": "http://x/api"}) == [
+        "operator",
+        "serve",
+        "pipelines",
+    ]
+
+
+def test_prefect_can_be_left_out() -> None:
+    settings = Settings(prefect=PrefectSection(enabled=False))
+    assert names(settings, {}) == ["operator", "serve"]
+
+
+def test_the_router_never_gets_tokens_of_sources() -> None:
+    router = next(s for s in services(Settings(), {}) if s.name == "serve")
+    assert router.passes == ()
+
+
+def test_each_start_waits_longer() -> None:
+    delays = [restart_delay_s([float(i) for i in range(n)], now_s=float(n)) for n in (1, 2, 3)]
+    assert delays == [0.5, 1.0, 2.0]
+
+
+def test_a_child_that_keeps_ending_is_given_up() -> None:
+    exits = [float(i) for i in range(MAX_EXITS + 1)]
+    assert restart_delay_s(exits, now_s=exits[-1]) is None
+
+
+def test_exits_of_long_ago_are_forgiven() -> None:
+    exits = [float(i) for i in range(MAX_EXITS + 1)]
+    assert restart_delay_s(exits, now_s=exits[-1] + WINDOW_S + 1) == 0.5
+
+
+@given(st.lists(st.floats(0, 1e6), max_size=16), st.floats(0, 1e6))
+def test_the_wait_is_bounded_or_absent(exits: list[float], now_s: float) -> None:
+    delay_s = restart_delay_s(sorted(exits), now_s=now_s)
+    assert delay_s is None or 0.5 <= delay_s <= 15.0

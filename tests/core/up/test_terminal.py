@@ -1,0 +1,48 @@
+"""What a person sees of the children's logs."""
+
+from __future__ import annotations
+
+import json
+
+from flexinfer.up.terminal import render
+
+
+def line(**fields: object) -> str:
+    return json.dumps({"event": "something_happened", "level": "info", "logger": "x"} | fields)
+
+
+def test_what_is_meant_for_people_is_shown_as_it_is() -> None:
+    assert render("operator", line(human="smol is ready (1.9 s)")) == "smol is ready (1.9 s)"
+
+
+def test_ordinary_events_stay_in_the_log() -> None:
+    assert render("operator", line()) is None
+
+
+def test_warnings_name_their_process_and_fields() -> None:
+    shown = render("serve", line(level="warning", model="smol"))
+    assert shown == "serve: something_happened (model=smol)"
+
+
+def test_an_error_shows_its_cause() -> None:
+    shown = render(
+        "serve", line(level="error", exception=[{"exc_type": "OSError", "exc_value": "no"}])
+    )
+    assert shown == "serve: something_happened: OSError: no"
+
+
+def test_a_librarys_own_output_stays_in_the_log() -> None:
+    assert render("prefect", "  ___ ___ ___ banner") is None
+    assert render("prefect", "[1, 2]") is None
+
+
+def test_a_log_cannot_drive_the_terminal() -> None:
+    shown = render("serve", line(human="red \x1b[31m\r\nforged"))
+    assert shown is not None
+    assert shown.isprintable()
+
+
+def test_a_long_line_is_cut() -> None:
+    shown = render("serve", line(human="x" * 10_000))
+    assert shown is not None
+    assert len(shown) == 400
