@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar, get_origin
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from flexinfer.errors import InvalidInput
-from flexinfer.plugins import nearest
+from flexinfer.spelling import nearest
 
 _PREFIX = "FLEXINFER_"
 # Named without a section: where state lives, and what a supervised child is told by its parent.

@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
+from flexinfer.resources import patterns
 from flexinfer.resources.model import Metadata, Part, Share, SourceText
+from flexinfer.resources.source import SourceUri, is_revision, parse_source
 
-# Repository and tag as the OCI distribution specification writes them.
-Repository = Annotated[
-    str, StringConstraints(pattern=r"^[a-z0-9]+([._-]+[a-z0-9]+)*(/[a-z0-9]+([._-]+[a-z0-9]+)*)*$")
-]
-VariantName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+Repository = Annotated[str, StringConstraints(pattern=patterns.REPOSITORY, max_length=200)]
+VariantName = Annotated[str, StringConstraints(pattern=patterns.VARIANT)]
 
 
 class EntrySource(Part):
     uri: SourceText
-    revision: str = ""
-    """A commit that the source is pinned to; wins over the one in `uri`."""
-    allow: tuple[str, ...] = ()
+    revision: str = Field(default="", max_length=256)
+    """A commit that the source is pinned to; wins over the one in `uri`. Only for `hf://`."""
+    allow: tuple[str, ...] = Field(default=(), max_length=64)
     """Patterns of files to take; empty: all that the format needs."""
+
+    @model_validator(mode="after")
+    def _can_be_built(self) -> EntrySource:
+        scheme = parse_source(self.uri).scheme
+        if scheme == "catalog":
+            raise ValueError("an entry is built from a source, not from another entry")
+        if self.revision and scheme != "hf":
+            raise ValueError(f"revision is for hf:// sources, this one is {scheme}://")
+        if self.revision and not is_revision(self.revision):
+            raise ValueError(
+                f"revision {self.revision!r}: expected a branch, tag or commit of the repository"
+            )
+        return self
+
+    def parsed(self) -> SourceUri:
+        """Return the source, pinned to `revision` where there is one."""
+        source = parse_source(self.uri)
+        return replace(source, revision=self.revision) if self.revision else source
 
 
 class License(Part):

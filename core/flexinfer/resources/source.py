@@ -4,23 +4,29 @@
     catalog://entry[/variant]           oci://registry/repo[:tag][@digest]     pvc://claim/path
     ollama://name[:tag]
 
-Schemes are case-insensitive.
+Schemes are case-insensitive. A `/` inside a revision is written `%2F`, as in the hub's own addresses; nothing else is
+percent-encoded. Two spellings of one source parse to equal values: `str` gives the one that names it.
 """
 
 from __future__ import annotations
 
-import os
 import re
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from flexinfer.errors import InvalidInput
-from flexinfer.plugins import nearest
+from flexinfer.spelling import nearest
 
 SCHEMES = ("catalog", "file", "hf", "oci", "ollama", "pvc", "pypi")
+MAX_LENGTH = 2048
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,255}")
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_PINNED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9._!+-]*)")
+_DISTRIBUTION = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9])?"
+_PINNED = re.compile(rf"({_DISTRIBUTION})==([A-Za-z0-9][A-Za-z0-9._!+-]{{0,127}})")
+_WHOLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]*")
+# Control characters, halves of surrogate pairs, line and paragraph separators: none of them can be shown.
+_UNSHOWABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,18 +39,17 @@ class SourceUri:
     path: str = ""
 
     def __str__(self) -> str:
+        inside = f"/{self.path}" if self.path else ""
         match self.scheme:
             case "file":
                 return f"file://{self.path}"
             case "pypi":
                 return f"pypi://{self.name}=={self.revision}/{self.path}"
             case "hf":
-                at = f"@{self.revision}" if self.revision else ""
-                return f"hf://{self.name}{at}{'/' + self.path if self.path else ''}"
-            case "catalog" | "pvc":
-                return f"{self.scheme}://{self.name}{'/' + self.path if self.path else ''}"
+                at = "@" + self.revision.replace("/", "%2F") if self.revision else ""
+                return f"hf://{self.name}{at}{inside}"
             case _:
-                return f"{self.scheme}://{self.name}"
+                return f"{self.scheme}://{self.name}{inside}"
 
 
 def parse_source(text: str) -> SourceUri:
@@ -53,8 +58,8 @@ def parse_source(text: str) -> SourceUri:
     Raises:
         InvalidInput: code `source_invalid`; unknown scheme (with the nearest), or a part that cannot be.
     """
-    if any(ord(c) < 32 or ord(c) == 127 for c in text) or len(text) > 2048:
-        raise _bad(text[:80], "no control characters and at most 2,048 characters")
+    if len(text) > MAX_LENGTH or any(unicodedata.category(c) in _UNSHOWABLE for c in text):
+        raise _bad(text, f"no control characters and at most {MAX_LENGTH} characters")
     scheme, separator, rest = text.partition("://")
     scheme = scheme.lower()
     if not separator:
@@ -67,33 +72,38 @@ def parse_source(text: str) -> SourceUri:
 def _file(text: str, rest: str) -> SourceUri:
     if rest.startswith("localhost/"):
         rest = rest.removeprefix("localhost")
-    if not rest.startswith("/") or ".." in rest.split("/") or rest.endswith("/"):
+    parts = [part for part in rest.split("/") if part not in ("", ".")]
+    last = rest.rpartition("/")[2]
+    if not rest.startswith("/") or ".." in parts or last not in parts[-1:]:
         raise _bad(text, "file:///absolute/path/to/a/file without '..'")
-    return SourceUri(scheme="file", name="", path=os.path.normpath(rest))
+    return SourceUri(scheme="file", name="", path="/" + "/".join(parts))
 
 
 def _pypi(text: str, rest: str) -> SourceUri:
     pinned, _, path = rest.partition("/")
     match = _PINNED.fullmatch(pinned)
-    if match is None or not path or not _is_inside(path):
+    if match is None or not _is_inside(path):
         raise _bad(text, "pypi://distribution==version/path/in/the/wheel")
-    return SourceUri(scheme="pypi", name=match[1], revision=match[2], path=path)
+    # The index takes every spelling of a name for the same (PEP 503).
+    name = re.sub(r"[-_.]+", "-", match[1]).lower()
+    return SourceUri(scheme="pypi", name=name, revision=match[2], path=path)
 
 
 def _hf(text: str, rest: str) -> SourceUri:
-    repository, at, pinned = rest.partition("@")
-    revision = ""
-    if at:
-        org, _, name = repository.partition("/")
-        revision, _, path = pinned.partition("/")
-    else:
-        org, _, name_path = repository.partition("/")
-        name, _, path = name_path.partition("/")
+    org, _, inner = rest.partition("/")
+    pinned, _, path = inner.partition("/")
+    name, at, revision = pinned.partition("@")
+    revision = re.sub("%2f", "/", revision, flags=re.IGNORECASE)
     if not (_PART.fullmatch(org) and _PART.fullmatch(name)) or (path and not _is_inside(path)):
         raise _bad(text, "hf://org/repo[@revision][/path]")
-    if at and not _REVISION.fullmatch(revision):
+    if at and not is_revision(revision):
         raise _bad(text, "hf://org/repo@revision with a branch, tag or commit")
     return SourceUri(scheme="hf", name=f"{org}/{name}", revision=revision, path=path)
+
+
+def is_revision(text: str) -> bool:
+    """Return whether *text* can be a branch, tag or commit of a hub repository."""
+    return bool(_REVISION.fullmatch(text)) and _is_inside(text)
 
 
 def _catalog(text: str, rest: str) -> SourceUri:
@@ -112,7 +122,7 @@ def _pvc(text: str, rest: str) -> SourceUri:
 
 def _whole(scheme: str) -> Callable[[str, str], SourceUri]:
     def parse(text: str, rest: str) -> SourceUri:
-        if not rest or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:/@-]*", rest):
+        if not _WHOLE.fullmatch(rest) or not _is_inside(rest):
             raise _bad(text, f"{scheme}://name[:tag]")
         return SourceUri(scheme=scheme, name=rest)
 
@@ -120,13 +130,15 @@ def _whole(scheme: str) -> Callable[[str, str], SourceUri]:
 
 
 def _is_inside(path: str) -> bool:
+    """Return whether *path* names something below where it starts."""
     parts = path.split("/")
     return all(part not in ("", ".", "..") for part in parts) and "\\" not in path
 
 
 def _bad(text: str, expected: str) -> InvalidInput:
+    shown = text if len(text) <= 200 else text[:199] + "…"
     return InvalidInput(
-        f"source {text!r}: expected {expected}", code="source_invalid", param="source"
+        f"source {shown!r}: expected {expected}", code="source_invalid", param="source"
     )
 
 
