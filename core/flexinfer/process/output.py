@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 from collections import deque
 from collections.abc import Callable
@@ -43,7 +44,7 @@ class FileOutput:
 
     def keep_small(self, loop: asyncio.AbstractEventLoop) -> None:
         """Look at the size from now on, more often while the log grows fast."""
-        self._look(loop, _LONGEST_LOOK_S)
+        self._look(loop, _SHORTEST_LOOK_S)
 
     def tail(self, lines: int) -> tuple[str, ...]:
         return logfile.tail(self._path, lines)
@@ -64,12 +65,10 @@ class FileOutput:
 def next_look_s(room: int, *, grown: int, elapsed_s: float) -> float:
     """Return how soon to look at a log again that grew by *grown* bytes and has *room* left.
 
-    Half the time after which it would be full, within 50 ms and 2 s.
+    Half the time after which it would be full, at most twice as long as the last time, within 50 ms and 2 s.
     """
-    if grown <= 0:
-        return _LONGEST_LOOK_S
-    full_in_s = max(0, room) * elapsed_s / grown
-    return min(max(full_in_s / 2, _SHORTEST_LOOK_S), _LONGEST_LOOK_S)
+    full_in_s = max(0, room) * elapsed_s / grown if grown > 0 else math.inf
+    return max(min(full_in_s / 2, elapsed_s * 2, _LONGEST_LOOK_S), _SHORTEST_LOOK_S)
 
 
 class PipeOutput:

@@ -1,0 +1,109 @@
+"""A log is read on from where one stopped, also after it was emptied, and stays small."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flexinfer.process import LogReader, logfile
+from flexinfer.process.output import next_look_s
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "engine.log"
+
+
+def append(log: Path, text: str) -> None:
+    with log.open("a") as file:
+        file.write(text)
+
+
+def test_each_line_is_given_once(log: Path) -> None:
+    reader = LogReader(log)
+    assert reader.read() == ()
+    append(log, "one\ntw")
+    assert reader.read() == ("one",)
+    append(log, "o\nthree\n")
+    assert reader.read() == ("two", "three")
+    assert reader.read() == ()
+
+
+def test_what_was_there_before_can_be_skipped(log: Path) -> None:
+    append(log, "old\n")
+    reader = LogReader(log, at_end=True)
+    append(log, "new\n")
+    assert reader.read() == ("new",)
+
+
+def test_an_emptied_log_is_read_from_its_new_start(log: Path) -> None:
+    reader = LogReader(log)
+    append(log, "a first and long line\nhalf")
+    assert len(reader.read()) == 1
+    log.write_text("b\n")
+    assert reader.read() == ("b",)
+
+
+def test_an_emptied_log_that_grew_again_is_noticed(log: Path) -> None:
+    reader = LogReader(log)
+    append(log, "one\n")
+    assert reader.read() == ("one",)
+    log.write_text("other 1\nother 2\n")
+    assert reader.read() == ("other 1", "other 2")
+
+
+def test_one_read_is_bounded_and_nothing_is_lost(log: Path) -> None:
+    lines = tuple(f"line {number} {'x' * 990}" for number in range(3000))
+    append(log, "\n".join(lines) + "\n")
+    reader = LogReader(log)
+    first = reader.read()
+    assert reader.is_behind and len(first) < len(lines)
+    got = list(first)
+    while reader.is_behind:
+        got += reader.read()
+    assert tuple(got) == lines
+
+
+def test_the_tail_is_the_end_of_the_log(log: Path) -> None:
+    append(log, "".join(f"{number}\n" for number in range(100_000)) + "half")
+    assert logfile.tail(log, 3) == ("99998", "99999", "half")
+    assert logfile.tail(log, 0) == ()
+
+
+def test_the_tail_of_a_log_just_emptied_goes_back_into_the_part_aside(log: Path) -> None:
+    append(log, "".join(f"line {number}\n" for number in range(1000)))
+    assert logfile.keep_small(log, max_bytes=4000) == 0
+    append(log, "after\n")
+    assert logfile.tail(log, 3) == ("line 998", "line 999", "after")
+    assert logfile.aside(log).stat().st_size <= 1000
+    assert logfile.aside(log).read_text().startswith("line ")
+
+
+def test_a_small_log_is_left_alone(log: Path) -> None:
+    append(log, "one\n")
+    assert logfile.keep_small(log, max_bytes=4) == 4
+    assert log.read_text() == "one\n"
+    assert not logfile.aside(log).exists()
+
+
+def test_a_log_is_emptied_even_when_its_end_cannot_be_kept(log: Path) -> None:
+    append(log, "x\n" * 1000)
+    logfile.aside(log).symlink_to("/dev/full")
+    assert logfile.keep_small(log, max_bytes=100) == 0
+    assert log.read_text() == ""
+
+
+def test_no_log_is_no_error(log: Path) -> None:
+    assert logfile.tail(log, 5) == ()
+    assert logfile.keep_small(log, max_bytes=100) == 0
+
+
+@given(st.integers(-(2**40), 2**40), st.integers(0, 2**40), st.floats(0.05, 2.0))
+def test_a_log_is_looked_at_in_time(room: int, grown: int, elapsed_s: float) -> None:
+    delay_s = next_look_s(room, grown=grown, elapsed_s=elapsed_s)
+    assert 0.05 <= delay_s <= 2.0
+    if delay_s > 0.05:  # at this rate it is not full by then
+        assert grown * delay_s / elapsed_s <= max(room, 0)

@@ -1,0 +1,90 @@
+"""One instance at a time; a dead one never stands in the way."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flexinfer.errors import Conflict, InvalidInput
+from flexinfer.process import SingleInstance, holder
+
+Wait = Callable[[Callable[[], object], str], None]
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from flexinfer.process import SingleInstance
+held = SingleInstance.acquire(Path(sys.argv[1]), {"what": "flexinfer up", "address": "http://127.0.0.1:8080"})
+print("held", flush=True)
+time.sleep(1000)
+"""
+ABOUT = {"what": "flexinfer up", "address": "http://127.0.0.1:8080"}
+
+
+@pytest.fixture
+def lock(tmp_path: Path) -> Path:
+    return tmp_path / "up.lock"
+
+
+def test_a_second_instance_is_told_who_holds_it_and_a_killed_one_holds_nothing(lock: Path) -> None:
+    command = [sys.executable, "-c", HOLDER, str(lock)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"held\n"
+        try:
+            with pytest.raises(Conflict) as caught:
+                SingleInstance.acquire(lock, ABOUT)
+        finally:
+            process.kill()
+    assert caught.value.code == "already_running"
+    assert caught.value.message.startswith(
+        f"flexinfer up is already running at http://127.0.0.1:8080 (pid {process.pid} since 2"
+    )
+    assert holder(lock) is None  # its words are still there, its lock is not
+    with SingleInstance.acquire(lock, ABOUT):
+        assert holder(lock) == {**(holder(lock) or {}), **ABOUT, "pid": os.getpid()}
+
+
+def test_the_lock_is_free_after_release(lock: Path) -> None:
+    for _ in range(2):
+        held = SingleInstance.acquire(lock, ABOUT)
+        held.release()
+        held.release()
+    assert holder(lock) is None
+
+
+def test_the_address_can_be_told_later(lock: Path) -> None:
+    with SingleInstance.acquire(lock, {"what": "up", "address": "a much longer address"}) as held:
+        held.update({"what": "up", "address": "http://[::1]:1"})
+        assert (holder(lock) or {})["address"] == "http://[::1]:1"
+
+
+def test_a_holder_that_did_not_say_who_it_is_still_holds(lock: Path) -> None:
+    with SingleInstance.acquire(lock, ABOUT):
+        lock.write_bytes(b"\xff not JSON")
+        assert holder(lock) == {}
+        with pytest.raises(Conflict, match=r"up\.lock is held"):
+            SingleInstance.acquire(lock, ABOUT)
+
+
+def test_a_lock_file_that_was_deleted_and_made_anew_is_another_lock(lock: Path) -> None:
+    with SingleInstance.acquire(lock, ABOUT):
+        lock.unlink()
+        with SingleInstance.acquire(lock, ABOUT):
+            with pytest.raises(Conflict):
+                SingleInstance.acquire(lock, ABOUT)
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InvalidInput, match=r"file/up\.lock") as caught:
+        SingleInstance.acquire(tmp_path / "file" / "up.lock", ABOUT)
+    assert caught.value.code == "home_not_writable"
+
+
+def test_nobody_holds_a_file_that_is_not_there(lock: Path) -> None:
+    assert holder(lock) is None
