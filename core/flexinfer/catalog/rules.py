@@ -1,0 +1,75 @@
+"""What an entry must hold beyond its schema. Pure; each rule answers with the place of what breaks it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+
+from flexinfer.catalog import cron, spdx
+from flexinfer.resources.document import Document
+from flexinfer.resources.entry import CatalogEntry
+from flexinfer.resources.located import Problem
+from flexinfer.spelling import nearest
+
+# Names that the store uses beside those of variants: builds by their key, sources without an entry.
+RESERVED_PREFIXES = ("build-", "src-")
+RESERVED_REPOSITORY = "sources"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+AS_IS = "none"
+"""The quantize format that publishes the source's bytes as they are."""
+
+
+def problems(document: Document[CatalogEntry]) -> Iterator[Problem]:
+    """Yield what makes the entry unusable, whatever is installed."""
+    spec = document.value.spec
+    if spec.publish.repository.split("/")[0] == RESERVED_REPOSITORY:
+        yield document.problem(
+            ("spec", "publish", "repository"),
+            f"repository {spec.publish.repository!r}: {RESERVED_REPOSITORY}/ is reserved",
+        )
+    if wrong := spdx.problem(spec.license.expression):
+        yield document.problem(("spec", "license", "expression"), wrong)
+    if spec.refresh.schedule and (wrong := cron.problem(spec.refresh.schedule)):
+        yield document.problem(("spec", "refresh", "schedule"), wrong)
+    for index, variant in enumerate(spec.variants):
+        here = ("spec", "variants", index)
+        if variant.name.startswith(RESERVED_PREFIXES):
+            reserved = " and ".join(f"{prefix}…" for prefix in RESERVED_PREFIXES)
+            yield document.problem(
+                (*here, "name"), f"variant {variant.name!r}: names in {reserved} are reserved"
+            )
+        for key in ("type", "scheme"):
+            if variant.quantize.format == AS_IS and getattr(variant.quantize, key):
+                yield document.problem(
+                    (*here, "quantize", key),
+                    f"format {AS_IS} takes no {key}: the bytes stay as they are",
+                )
+
+
+def advice(document: Document[CatalogEntry]) -> Iterator[Problem]:
+    """Yield what works and may surprise."""
+    source = document.value.spec.source.parsed()
+    if source.scheme == "hf" and not _COMMIT.fullmatch(source.revision):
+        found = f"revision {source.revision!r} can move" if source.revision else "no revision"
+        yield document.problem(
+            ("spec", "source", "uri"),
+            f"{found}: each build takes what it finds; write the commit (40 hex digits) to pin it",
+        )
+
+
+def unknown_plugins(
+    document: Document[CatalogEntry], names: Callable[[str], tuple[str, ...]]
+) -> Iterator[Problem]:
+    """Yield what no installed plug-in can do. *names* gives the names published under a group."""
+    spec = document.value.spec
+    schemes, formats = names("flexinfer.sources"), (AS_IS, *names("flexinfer.quantizers"))
+    scheme = spec.source.parsed().scheme
+    if scheme not in schemes:
+        message = f"no source plug-in for {scheme}:// (known: {', '.join(schemes) or 'none'})"
+        yield document.problem(("spec", "source", "uri"), message + nearest(scheme, schemes))
+    for index, variant in enumerate(spec.variants):
+        found = variant.quantize.format
+        if found not in formats:
+            message = f"no quantizer named {found!r} (known: {', '.join(formats)})"
+            place = ("spec", "variants", index, "quantize", "format")
+            yield document.problem(place, message + nearest(found, formats))

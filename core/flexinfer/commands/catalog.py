@@ -1,0 +1,143 @@
+"""`flexinfer catalog`: which artifacts can be built, and whether the files that say so are right."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flexinfer import plugins
+from flexinfer.catalog import Catalog, LoadedEntry, rules, search_paths
+from flexinfer.errors import InvalidInput
+from flexinfer.places import Home
+from flexinfer.settings import Settings, load, setting_files
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="List and check catalog entries.",
+    epilog="Example: flexinfer catalog list",
+)
+
+
+@app.callback()
+def _root() -> None:
+    """A callback, so that the group stays one."""
+
+
+@app.command("lint", epilog="Example: flexinfer catalog lint my-catalog/llm/mine.yaml")
+def lint(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="PATH", help="Files or folders; without one, everything that is searched."
+        ),
+    ] = None,
+) -> None:
+    """Check entries: one line for each problem, `file:line:column: message`; exit code 2 if there is any."""
+    searched = tuple(paths) if paths else _search_paths()
+    catalog = Catalog.load(searched)
+    problems = list(_problems(catalog))
+    for line in (*problems, *_warnings(catalog)):
+        typer.echo(line)
+    entries = len(catalog.entries)
+    variants = sum(len(one.entry.spec.variants) for one in catalog.entries.values())
+    counted = f"{_count(entries, 'entry', 'entries')}, {_count(variants, 'variant', 'variants')}"
+    if problems:
+        typer.echo(f"{_count(len(problems), 'problem', 'problems')}; usable: {counted}")
+        raise typer.Exit(InvalidInput.exit_code)
+    typer.echo(f"ok: {counted}")
+
+
+@app.command("list", epilog="Example: flexinfer catalog list --json")
+def list_entries(
+    as_json: bool = typer.Option(False, "--json", help="Write JSON instead of a table."),
+) -> None:
+    """List the entries that can be built, the default variant first."""
+    catalog = Catalog.load(_search_paths())
+    rows = [_row(loaded) for loaded in catalog.entries.values()]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    if rows:
+        heads = ("entry", "variants", "licence", "source", "file")
+        _table(heads, [_cells(row) for row in rows])
+    else:
+        typer.echo("no entries; see catalogs/README.md on how to add one")
+    if catalog.problems:
+        unusable = _count(len(catalog.problems), "file is", "files are")
+        typer.echo(f"{unusable} not usable: see flexinfer catalog lint", err=True)
+
+
+def _search_paths() -> tuple[Path, ...]:
+    home = Home.find(os.environ)
+    settings = load(Settings, os.environ, files=setting_files(home.root))
+    return search_paths(settings.catalog, home, Path.cwd())
+
+
+def _problems(catalog: Catalog) -> Iterator[str]:
+    for error in catalog.problems:
+        yield from error.message.splitlines()
+    for loaded in _all(catalog):
+        for problem in rules.unknown_plugins(loaded.document, plugins.names):
+            yield problem.at(str(loaded.file))
+
+
+def _warnings(catalog: Catalog) -> Iterator[str]:
+    for one in catalog.hidden:
+        name = one.loaded.entry.metadata.name
+        place = one.loaded.document.problem(
+            ("metadata", "name"), f"warning: entry {name!r} is not used: {one.by} comes first"
+        )
+        yield place.at(str(one.loaded.file))
+    for loaded in _all(catalog):
+        for problem in rules.advice(loaded.document):
+            mark = problem.mark
+            yield f"{loaded.file}:{mark.line}:{mark.column}: warning: {problem.message}"
+
+
+def _all(catalog: Catalog) -> Iterator[LoadedEntry]:
+    yield from catalog.entries.values()
+    yield from (one.loaded for one in catalog.hidden)
+
+
+def _row(loaded: LoadedEntry) -> dict[str, Any]:
+    spec = loaded.entry.spec
+    return {
+        "entry": loaded.entry.metadata.name,
+        "source": str(spec.source.parsed()),
+        "license": spec.license.expression,
+        "repository": spec.publish.repository,
+        "variants": [
+            {
+                "name": variant.name,
+                "format": variant.quantize.format,
+                "type": variant.quantize.type or variant.quantize.scheme,
+                "reference": f"{spec.publish.repository}:{variant.name}",
+            }
+            for variant in spec.variants
+        ],
+        "file": str(loaded.file),
+    }
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    variants = " ".join(variant["name"] for variant in row["variants"])
+    return (row["entry"], variants, row["license"], row["source"], row["file"])
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(cell) for cell in column) for column in zip(heads, *rows, strict=True)]
+    for cells in (heads, *rows):
+        padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        typer.echo("  ".join(padded).rstrip())
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
