@@ -116,11 +116,14 @@ def _opened(path: Path, name: str) -> Iterator[tuple[BinaryIO, int]]:
     try:
         # Not blocking: opening a pipe that nobody writes to would wait for ever.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as stream:
+        try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise InvalidInput(f"{shown(name)} is not a regular file", code="type_mismatch")
-            yield stream, status.st_size
+            with open(descriptor, "rb", closefd=False) as stream:
+                yield stream, status.st_size
+        finally:
+            os.close(descriptor)
     except FileNotFoundError as error:
         raise NotFound(f"{shown(name)}: no file at {path}", code="file_not_found") from error
     except OSError as error:

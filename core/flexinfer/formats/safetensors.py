@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,8 +21,9 @@ from flexinfer.errors import InvalidInput
 from flexinfer.formats.cursor import Cursor, shown
 
 MAX_HEADER_BYTES = 100_000_000
-# Memory: some 300 bytes are kept per tensor. Upstream has no such bounds.
+# Memory: some 300 bytes are kept per tensor, and its name. Upstream has no such bounds.
 MAX_TENSORS = 131_072
+MAX_NAMES_BYTES = 8 << 20
 MAX_METADATA_CHARS = 2 << 20
 MAX_ENTRY_CHARS = 64 << 10
 MAX_RANK = 32
@@ -55,7 +58,7 @@ DTYPES: Mapping[str, int] = MappingProxyType(
 )
 
 _CHUNK_BYTES = 256 << 10
-_SPACE = " \t\r\n"
+_SPACE = re.compile(r"[ \t\r\n]*")
 _FIELDS = frozenset({"dtype", "shape", "data_offsets"})
 
 
@@ -186,11 +189,13 @@ class _Entries:
         self._json = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_constant=_no_number)
         self._text = ""
         self._at = 0
+        self._shapes: dict[tuple[int, ...], tuple[int, ...]] = {}  # tensors share a few shapes
 
     def read(self) -> tuple[dict[str, str], list[TensorInfo]]:
         metadata: dict[str, str] | None = None
         tensors: list[TensorInfo] = []
         names: set[str] = set()
+        names_left = MAX_NAMES_BYTES
         self._ensure(MAX_ENTRY_CHARS)
         if self._text[:1] != "{":
             self._cursor.fail("the header does not begin with '{'")
@@ -209,6 +214,10 @@ class _Entries:
                     self._cursor.fail(f"tensor {shown(key)} occurs twice")
                 if len(tensors) == MAX_TENSORS:
                     self._cursor.fail(f"has more than {MAX_TENSORS} tensors")
+                # Python keeps one byte per ASCII character, up to four for others.
+                names_left -= len(key) if key.isascii() else 4 * len(key)
+                if names_left < 0:
+                    self._cursor.fail(f"names take more than {MAX_NAMES_BYTES} bytes")
                 self._ensure(MAX_ENTRY_CHARS)
                 names.add(key)
                 tensors.append(self._tensor(key, self._value(key)))
@@ -239,8 +248,8 @@ class _Entries:
     def _next(self) -> str:
         """Pass white space; return the character there, empty at the end of the header."""
         while True:
-            while self._at < len(self._text) and self._text[self._at] in _SPACE:
-                self._at += 1
+            space = _SPACE.match(self._text, self._at)
+            self._at = space.end() if space else self._at
             if self._at < len(self._text) or not self._cursor.remaining:
                 return self._text[self._at : self._at + 1]
             self._ensure(1)
@@ -302,7 +311,13 @@ class _Entries:
         if bits % 8 or bits // 8 != span:
             sides = "x".join(str(dim) for dim in shape)
             self._cursor.fail(f"{what} span {span} != shape {sides} {dtype} {bits / 8:g}")
-        return TensorInfo(name=name, dtype=dtype, shape=shape, begin=offsets[0], end=offsets[1])
+        return TensorInfo(
+            name=name,
+            dtype=sys.intern(dtype),
+            shape=self._shapes.setdefault(shape, shape),
+            begin=offsets[0],
+            end=offsets[1],
+        )
 
     def _naturals(self, value: object, what: str) -> tuple[int, ...]:
         if not isinstance(value, list):
