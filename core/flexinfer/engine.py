@@ -9,6 +9,7 @@ Placeholders in `Launch.argv` and `Launch.environment`, bound by whoever starts 
     {python}         the interpreter of the tool environment
     {program}        the path of the plug-in's own starter script (`Launch.program`)
     {artifact}       the folder with the artifact's files, read only
+    {model}          the name that answers carry for the model
     {port:NAME}      the port chosen for NAME in `Launch.ports`
     {secret:NAME}    the path of a file that holds the secret NAME in `Launch.secrets`; never the secret itself
 """
@@ -144,8 +145,11 @@ class Engine(ABC):
         """Return what is wrong with `spec.config`; an unknown key names the nearest known one."""
 
     @abstractmethod
-    def limits(self, config: Mapping[str, Any]) -> Limits:
-        """Return what one replica takes. Call it only with a config that has no problems."""
+    def limits(self, config: Mapping[str, Any], artifact: EngineArtifact | None = None) -> Limits:
+        """Return what one replica takes. Call it only with a config that has no problems.
+
+        Without *artifact*, a default may be larger than what its model was trained for.
+        """
 
     @abstractmethod
     def endpoints(self, config: Mapping[str, Any], artifact: EngineArtifact) -> frozenset[Endpoint]:
@@ -170,8 +174,8 @@ class Engine(ABC):
         """Return the headers that prove the router to the engine."""
 
     @abstractmethod
-    def error(self, status: int, body: bytes) -> EngineError:
-        """Return what a client is told for an engine's answer with *status* ≥ 400."""
+    def error(self, status: int, body: bytes, endpoint: Endpoint | None = None) -> EngineError:
+        """Return what a client is told for an engine's answer with *status* ≥ 400 to a call of *endpoint*."""
 
     @abstractmethod
     def substage(self, line: str) -> Substage | None:

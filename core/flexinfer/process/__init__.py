@@ -17,7 +17,7 @@ from flexinfer.process.launch import start
 from flexinfer.process.leader import UNKNOWN_EXIT
 from flexinfer.process.lifeline import watch_lifeline, watch_lifeline_in_thread
 from flexinfer.process.logfile import LogReader
-from flexinfer.process.ports import free_port, who_listens
+from flexinfer.process.ports import free_port, groups_listening, who_listens
 from flexinfer.process.procfs import Usage
 from flexinfer.process.record import Record
 from flexinfer.process.running import Finished, run
@@ -36,6 +36,7 @@ __all__ = [
     "adopt",
     "end",
     "free_port",
+    "groups_listening",
     "holder",
     "inherited_environment",
     "is_alive",

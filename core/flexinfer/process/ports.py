@@ -43,6 +43,22 @@ def who_listens(port: int) -> str | None:
     return f"a process of user id {next(iter(owners.values()))}" if owners else None
 
 
+def groups_listening(port: int) -> frozenset[int] | None:
+    """Return the process groups of this user that listen on *port*; None where the system does not tell.
+
+    Costs a walk over all processes: some milliseconds.
+    """
+    if not (procfs.PROC / "net" / "tcp").exists():
+        return None
+    inodes = _listeners(port).keys()
+    found = set()
+    for pid in _pids():
+        if inodes & _sockets(pid):
+            with suppress(ProcessLookupError):  # gone meanwhile
+                found.add(os.getpgid(pid))
+    return frozenset(found)
+
+
 def _listeners(port: int) -> dict[str, str]:
     """Return inode → user id of the sockets that listen on *port*."""
     found = {}
