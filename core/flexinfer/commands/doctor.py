@@ -14,11 +14,11 @@ from typing import Literal
 
 import typer
 
-from flexinfer import toolenv
 from flexinfer.errors import FlexInferError
 from flexinfer.places import Home
 from flexinfer.process import holder, who_listens
 from flexinfer.settings import Settings, load, setting_files
+from flexinfer.toolenv import ToolEnvironment
 from flexinfer.units import format_bytes
 
 _GIB = 1024**3
@@ -134,8 +134,7 @@ def _ports(home: Home) -> Finding:
 def _tools(home: Home) -> Finding:
     missing = []
     for name in ("llamacpp", "gguf"):
-        environment = toolenv.ToolEnvironment(name, toolenv.lock_of(name))
-        if not environment.is_ready(home):
+        if ToolEnvironment.named(name).ready(home) is None:
             missing.append(name)
     if missing:
         return Finding(

@@ -38,12 +38,14 @@ async def start(spec: ProcessSpec) -> Child:
     environment.pop(lifeline.VARIABLE, None)
     with ExitStack() as ours, ExitStack() as childs:
         read_end: int | None = None
+        words: int | None = None
         if spec.log_path is not None:
             words = _open_log(spec, spec.log_path)
-        else:
+        elif not spec.inherit_output:
             read_end, words = os.pipe()
             ours.callback(os.close, read_end)
-        childs.callback(os.close, words)
+        if words is not None:
+            childs.callback(os.close, words)
         line: int | None = None
         passed: tuple[int, ...] = ()
         if spec.lifeline:
@@ -58,17 +60,16 @@ async def start(spec: ProcessSpec) -> Child:
     started_at = found.started_at if found is not None else 0
     leader = Leader(pid, started_at=started_at, is_ours=True)
     _be_nice(pid, spec.nice)
-    output: Output
+    output: Output | None = None
     if spec.log_path is not None:
         output = _watched(spec, spec.log_path, loop)
-    else:
-        assert read_end is not None
+    elif read_end is not None:
         output = PipeOutput(read_end, loop, spec.on_line)
     return Child(spec, leader, mark=mark, output=output, lifeline=line)
 
 
 def _spawn(
-    spec: ProcessSpec, environment: dict[str, str], *, words: int, passed: tuple[int, ...]
+    spec: ProcessSpec, environment: dict[str, str], *, words: int | None, passed: tuple[int, ...]
 ) -> int:
     try:
         program = subprocess.Popen(

@@ -31,6 +31,7 @@ class ProcessSpec:
     log_path: output is appended there and survives our own crash. Above `max_log_bytes` its last part is
         moved to `<log_path>.1` and the file emptied, so the two hold at most about 1¼ × that.
     on_line: called with each line of output, without its end, in the event loop; only without `log_path`.
+    inherit_output: its output is ours, for what draws on the terminal; then there is nothing to `tail`.
     nice: 0 (as we run) to 19 (only when nothing else wants the core).
     grace_s: how long the group has after SIGTERM before SIGKILL.
     lifeline: the program is told when its parent is gone (see `lifeline`). Off for what shall be adopted.
@@ -42,6 +43,7 @@ class ProcessSpec:
     cwd: Path
     log_path: Path | None = None
     on_line: Callable[[str], None] | None = field(default=None, repr=False)
+    inherit_output: bool = False
     nice: int = 0
     grace_s: float = GRACE_S
     lifeline: bool = True
@@ -67,6 +69,8 @@ class ProcessSpec:
                 return f"environment: {name!r} cannot be passed to a program"
         if self.log_path is not None and self.on_line is not None:
             return "log_path and on_line exclude one another"
+        if self.inherit_output and (self.log_path is not None or self.on_line is not None):
+            return "inherit_output excludes log_path and on_line"
         if not 0 <= self.nice <= 19:
             return f"nice is {self.nice}, expected 0 to 19"
         if not 0 <= self.grace_s <= 3600:

@@ -6,14 +6,13 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 
-from flexinfer import toolenv
 from flexinfer.errors import FlexInferError, InvalidInput, ProcessFailed, Unavailable
 from flexinfer.places import Home
 from flexinfer.process import (
@@ -27,6 +26,7 @@ from flexinfer.process import (
     who_listens,
 )
 from flexinfer.settings import Settings
+from flexinfer.toolenv import ToolEnvironment
 from flexinfer.up import starter
 from flexinfer.up.services import FETCHES, Service, command, restart_delay_s, services
 from flexinfer.up.terminal import Follower
@@ -98,8 +98,8 @@ class Session:
                 watcher.cancel()
             await asyncio.gather(*watchers, return_exceptions=True)
 
-    async def _until_stopped(self, work: object) -> None:
-        task = asyncio.ensure_future(work)  # type: ignore[arg-type]  # a coroutine of ours
+    async def _until_stopped(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
         stopped = asyncio.create_task(self._stop.wait())
         try:
             await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -143,7 +143,7 @@ class Session:
 
     async def _prepare_tools(self) -> None:
         for name in TOOLS:
-            environment = toolenv.ToolEnvironment(name, toolenv.lock_of(name))
+            environment = ToolEnvironment.named(name)
             last = [0.0]
 
             def progress(line: str, name: str = name, last: list[float] = last) -> None:
@@ -151,7 +151,7 @@ class Session:
                     last[0] = time.monotonic()
                     self.say(f"tools {name}: {line[:100]}")
 
-            await environment.ensure(self.home, on_line=progress)
+            await environment.ensure_async(self.home, on_line=progress)
 
     # -- children
 
