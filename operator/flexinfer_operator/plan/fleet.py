@@ -1,0 +1,67 @@
+"""What routers are told of a Model."""
+
+from __future__ import annotations
+
+from flexinfer.fleet import ColdStart, Failure, FleetModel, FleetReplica
+from flexinfer_operator.plan.crashes import current_crash, retry_s
+from flexinfer_operator.plan.replicas import Facts
+
+_DELETED = Failure(code="model_deleted", message="the Model is being deleted")
+
+
+def fleet_model(facts: Facts, *, aliases: tuple[str, ...], phase: str, now_s: float) -> FleetModel:
+    """Return one Model as routers shall serve it."""
+    view, spec = facts.view, facts.view.model.spec
+    limits = view.engine.limits
+    starts = view.cold_starts
+    return FleetModel(
+        name=view.name,
+        aliases=() if view.is_deleted else aliases,
+        backend=spec.backend,
+        endpoints=view.engine.endpoints,
+        strategy=view.model.strategy,
+        phase=phase,
+        context_tokens=0 if limits is None else limits.context_tokens,
+        slots=1 if limits is None else limits.slots,
+        created_unix_s=view.created_unix_s,
+        cold_start_timeout_s=spec.serverless.cold_start_timeout,
+        scales_from_zero=not view.is_deleted,
+        cold_start=ColdStart()
+        if starts is None or not starts.samples
+        else ColdStart(p50_s=starts.p50_s, p95_s=starts.p95_s, samples=starts.samples),
+        replicas=_replicas(facts),
+        failure=_failure(facts, now_s),
+        artifact_digest=view.bound.digest,
+        quantization=view.bound.quantization,
+    )
+
+
+def _replicas(facts: Facts) -> tuple[FleetReplica, ...]:
+    return tuple(
+        FleetReplica(
+            id=replica.id,
+            url=replica.url,
+            key=replica.key,
+            phase="draining"
+            if replica.draining is not None
+            else ("ready" if replica.state == "ready" else "loading"),
+            substage=replica.substage if replica.state == "loading" else "",
+        )
+        for replica in sorted(facts.replicas, key=lambda r: r.id)
+        if replica.state != "stopping"
+    )
+
+
+def _failure(facts: Facts, now_s: float) -> Failure | None:
+    """Return why nothing can be served now. A replica that is up, or on its way, is no failure."""
+    if facts.view.is_deleted:
+        return _DELETED
+    if any(r.state != "stopping" and r.draining is None for r in facts.replicas):
+        return None
+    if facts.gate.failure is not None:
+        return facts.gate.failure
+    crash = current_crash(facts.view, facts.revision)
+    again_s = retry_s(facts.view, facts.revision, facts.policy)
+    if crash is None or again_s <= now_s:
+        return None
+    return Failure(code=crash.code, message=crash.message, retry_after_s=again_s - now_s)

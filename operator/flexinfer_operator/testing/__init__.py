@@ -1,0 +1,1 @@
+"""Stand-ins shipped with the operator: a cluster in memory."""
