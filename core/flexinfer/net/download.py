@@ -54,10 +54,12 @@ class Downloader:
         size: int | None = None,
         etag: str = "",
         headers: Mapping[str, str] | None = None,
+        on_size: Callable[[int], None] | None = None,
     ) -> AsyncGenerator[bytes, None]:
         """Yield the bytes of *url* from *offset* on.
 
         *size* is the whole file's, where it is known beforehand; *etag* the tag that the bytes before *offset* had.
+        *on_size* hears how large the server says that it is.
 
         Raises:
             SourceChanged: what came before *offset*, or before a break, is no longer the file's beginning.
@@ -71,7 +73,7 @@ class Downloader:
         while True:
             before = state.offset
             try:
-                async for chunk in self._once(url, state, headers or {}, max_bytes):
+                async for chunk in self._once(url, state, headers or {}, max_bytes, on_size):
                     yield chunk
                 return
             except SourceChanged:
@@ -99,7 +101,12 @@ class Downloader:
                 await self._sleep(delay)
 
     async def _once(
-        self, url: str, state: _State, headers: Mapping[str, str], max_bytes: int
+        self,
+        url: str,
+        state: _State,
+        headers: Mapping[str, str],
+        max_bytes: int,
+        on_size: Callable[[int], None] | None,
     ) -> AsyncGenerator[bytes, None]:
         asked = {**headers, **request_headers(state.offset, state.etag)}
         async with self._client.stream("GET", url, asked) as answer:
