@@ -151,7 +151,7 @@ def _ask(source: str, variables: dict[str, Any], *, name: str, moment: float) ->
 def _run_child(job: bytes) -> tuple[int, bytes]:
     """Run the renderer on *job*; return its exit status and what it wrote, both bounded."""
     folders = {str(Path(file).parent.parent) for file in (jinja2.__file__, markupsafe.__file__)}
-    argv = [sys.executable, "-I", "-S", "-B", render_child.__file__, *sorted(folders)]
+    argv = [sys.executable, "-I", "-S", render_child.__file__, *sorted(folders)]
     # Six bytes are the most that one character takes in ASCII-only JSON, twelve beyond the BMP.
     most = 12 * OUTPUT_LIMIT_CHARS + 4096
     try:
