@@ -12,13 +12,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from flexinfer.errors import InvalidInput
 
 MAX_LINE = 8 * 1024 * 1024
+_MAX_NAMED = 5
 
+V = TypeVar("V")
+# What a message may hold; code that makes these values is trusted.
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0)]
 ReplicaPhase = Literal["loading", "ready", "draining"]
 
 
@@ -38,9 +46,9 @@ class FleetReplica:
 class ColdStart:
     """How long a start took here before, in seconds; `samples` 0 means that it is a guess."""
 
-    p50_s: float = 10.0
-    p95_s: float = 30.0
-    samples: int = 0
+    p50_s: Seconds = 10.0
+    p95_s: Seconds = 30.0
+    samples: Count = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +57,7 @@ class Failure:
 
     code: str
     message: str
-    retry_after_s: float | None = None
+    retry_after_s: Seconds | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,11 +70,11 @@ class FleetModel:
     endpoints: tuple[str, ...] = ()
     strategy: str = "least-loaded"
     phase: str = "Idle"
-    context_tokens: int
-    slots: int
+    context_tokens: Count
+    slots: Count
     """Requests that one replica takes at once."""
-    created_unix_s: int = 0
-    cold_start_timeout_s: float = 60.0
+    created_unix_s: Count = 0
+    cold_start_timeout_s: Seconds = 60.0
     scales_from_zero: bool = True
     cold_start: ColdStart = ColdStart()
     replicas: tuple[FleetReplica, ...] = ()
@@ -77,7 +85,7 @@ class FleetModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetSnapshot:
-    generation: int
+    generation: Count
     models: tuple[FleetModel, ...] = ()
 
     def find(self, name: str) -> FleetModel | None:
@@ -94,15 +102,15 @@ class DemandLease:
 
     router: str
     model: str
-    waiting: int = 0
-    oldest_wait_s: float = 0.0
-    in_flight: Mapping[str, int] = field(default_factory=dict)
+    waiting: Count = 0
+    oldest_wait_s: Seconds = 0.0
+    in_flight: Mapping[str, Count] = field(default_factory=dict)
     """Requests per replica id."""
-    idle_s: float | None = None
+    idle_s: Seconds | None = None
     """Seconds since the last request ended or arrived; None: none since this router started."""
-    generation: int = 0
+    generation: Count = 0
     """The fleet generation that this router has applied."""
-    ttl_s: float = 10.0
+    ttl_s: Seconds = 10.0
 
     @property
     def is_busy(self) -> bool:
@@ -123,48 +131,56 @@ def parse_line(line: bytes) -> FleetSnapshot | DemandLease:
     """Return the value that a message carries. Unknown fields are ignored, so that versions may differ by one.
 
     Raises:
-        InvalidInput: code `fleet_message`.
+        InvalidInput: code `fleet_message`; the message names the field, never its value (it may be a key).
     """
+    if len(line) > MAX_LINE:
+        raise _bad(f"expected at most {MAX_LINE} bytes, found {len(line)}")
     try:
         tree = json.loads(line)
-        if "snapshot" in tree:
-            return parse_snapshot(tree["snapshot"])
-        lease = _known(DemandLease, tree["lease"])
-        return DemandLease(**{**lease, "in_flight": dict(lease.get("in_flight", {}))})
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InvalidInput(
-            f"fleet message of {len(line)} bytes: {error}", code="fleet_message"
-        ) from error
+    except (ValueError, RecursionError) as error:
+        raise _bad(f"{len(line)} bytes that are not JSON") from error
+    match tree:
+        case {"snapshot": dict(snapshot)}:
+            return parse_snapshot(snapshot)
+        case {"lease": dict(lease)}:
+            return _parsed(_lease_reader(), lease)
+        case _:
+            raise _bad('expected {"snapshot": …} or {"lease": …}')
 
 
 def parse_snapshot(tree: Mapping[str, Any]) -> FleetSnapshot:
-    """Return a snapshot from its JSON tree (also what a `static` fleet file becomes)."""
-    return FleetSnapshot(
-        generation=int(tree["generation"]),
-        models=tuple(_model(model) for model in tree.get("models", ())),
-    )
+    """Return a snapshot from its JSON tree.
+
+    Raises:
+        InvalidInput: as `parse_line`.
+    """
+    return _parsed(_snapshot_reader(), tree)
 
 
-def _model(tree: Mapping[str, Any]) -> FleetModel:
-    known = _known(FleetModel, tree)
-    failure = known.pop("failure", None)
-    cold_start = known.pop("cold_start", None)
-    replicas = known.pop("replicas", ())
-    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
-    model = FleetModel(
-        **plain,
-        replicas=tuple(FleetReplica(**_known(FleetReplica, r)) for r in replicas),
-        failure=None if failure is None else Failure(**_known(Failure, failure)),
-    )
-    if cold_start is None:
-        return model
-    return replace(model, cold_start=ColdStart(**_known(ColdStart, cold_start)))
+def _parsed(reader: TypeAdapter[V], tree: Mapping[str, Any]) -> V:
+    try:
+        return reader.validate_python(tree)
+    except ValidationError as error:
+        wrong = [
+            f"{'.'.join(str(step) for step in one['loc'])}: {one['msg']}"
+            for one in error.errors(include_url=False, include_input=False)[:_MAX_NAMED]
+        ]
+        raise _bad("; ".join(wrong)) from None
 
 
-def _known(kind: type, tree: Mapping[str, Any]) -> dict[str, Any]:
-    names = kind.__dataclass_fields__  # type: ignore[attr-defined]  # every kind here is a dataclass
-    return {name: value for name, value in tree.items() if name in names}
+@cache
+def _snapshot_reader() -> TypeAdapter[FleetSnapshot]:
+    return TypeAdapter(FleetSnapshot)
+
+
+@cache
+def _lease_reader() -> TypeAdapter[DemandLease]:
+    return TypeAdapter(DemandLease)
+
+
+def _bad(what: str) -> InvalidInput:
+    return InvalidInput(f"fleet message: {what}", code="fleet_message")
 
 
 def _line(tree: Mapping[str, Any]) -> bytes:
-    return json.dumps(tree, separators=(",", ":")).encode() + b"\n"
+    return json.dumps(tree, separators=(",", ":"), allow_nan=False).encode() + b"\n"

@@ -7,8 +7,11 @@ secrets are never fields; what looks like a secret is struck out at the last ste
 from __future__ import annotations
 
 import logging
+import math
 import re
 import sys
+from itertools import islice
+from pathlib import PurePath
 from typing import Any, TextIO
 
 import structlog
@@ -20,9 +23,19 @@ from flexinfer.settings import LogSection
 _TRACEBACKS = structlog.processors.ExceptionRenderer(
     structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
 )
+_STRUCK = "***"
+# One event must fit into a line that a reader accepts (64 KiB), however much somebody logs.
+_MAX_TEXT = 8192
+_MAX_ITEMS = 100
+_MAX_DEPTH = 8
+_SECRET_FIELD = re.compile(
+    r"(?:.*[_-])?(?:authorization|password|passwd|secret|token|api[_-]?key|engine[_-]?key|cookie)s?",
+    re.IGNORECASE,
+)
 _SECRET = re.compile(
-    r"(Bearer\s+)[^\s\"',]+"
+    r"((?:Bearer|Basic)\s+)[^\s\"',]+"
     r"|\b(?:hf|ghp|gho|fxi)_[A-Za-z0-9_]{8,}"
+    r"|\bsk-[A-Za-z0-9_-]{16,}"
     r"|\bAKIA[A-Z0-9]{12,}"
     r"|\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*"
     r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
@@ -33,43 +46,45 @@ _SECRET = re.compile(
 
 def configure(section: LogSection, *, stream: TextIO | None = None) -> None:
     """Send everything that the process logs to *stream* (default: standard error), once, at start."""
-    shared: list[structlog.typing.Processor] = [
+    named: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
-        structlog.stdlib.PositionalArgumentsFormatter(),
-        structlog.stdlib.ExtraAdder(),
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
+    foreign: list[structlog.typing.Processor] = [*named, structlog.stdlib.ExtraAdder()]
     renderer: structlog.typing.Processor
+    tracebacks: structlog.typing.Processor
     if section.format == "json":
+        tracebacks = _TRACEBACKS
         renderer = structlog.processors.JSONRenderer(ensure_ascii=False)
     else:
+        # As text before secrets are struck: the console renderer would format it after.
+        tracebacks = structlog.processors.format_exc_info
         renderer = structlog.dev.ConsoleRenderer(
             colors=False, exception_formatter=structlog.dev.plain_traceback
         )
     tail: list[structlog.typing.Processor] = [
         structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-        *([_TRACEBACKS] if section.format == "json" else []),
+        tracebacks,
         strike_secrets,
         renderer,
     ]
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=tail)
+        structlog.stdlib.ProcessorFormatter(foreign_pre_chain=foreign, processors=tail)
     )
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(section.level.upper())
-    # These two name every request and its address at `info`.
+    # At `info` these name every request with its address.
     for noisy in ("httpx", "httpcore", "hpack", "asyncio"):
         logging.getLogger(noisy).setLevel("WARNING")
     structlog.configure(
         processors=[
-            *shared[:3],
-            *shared[5:],
+            *named,
             structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
         ],
         logger_factory=structlog.stdlib.LoggerFactory(),
@@ -86,21 +101,46 @@ def get_logger(name: str) -> Any:
 
 
 def strike_secrets(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    """Replace what looks like a credential in any text of *event* by `***`, and break no line."""
-    return {key: _struck(value, depth=0) for key, value in event.items()}
+    """Replace what is called or looks like a credential in *event* by `***`.
+
+    What is not JSON becomes text here, so that no credential hides in an object that is written later.
+    """
+    return {str(key): _struck_field(str(key), value, depth=0) for key, value in event.items()}
 
 
 def strike(text: str) -> str:
     """Return *text* without what looks like a credential."""
-    return _SECRET.sub(lambda m: (m.group(1) or m.group(2) or "") + "***", text)
+    return _SECRET.sub(lambda m: (m.group(1) or m.group(2) or "") + _STRUCK, text)
+
+
+def _struck_field(key: str, value: Any, *, depth: int) -> Any:
+    # A number under such a name is a count, and an empty value says that there is none.
+    if value and not isinstance(value, (bool, int, float)) and _SECRET_FIELD.fullmatch(key):
+        return _STRUCK
+    return _struck(value, depth=depth)
 
 
 def _struck(value: Any, *, depth: int) -> Any:
-    if isinstance(value, str):
-        return strike(value)
-    if depth < 8:
-        if isinstance(value, dict):
-            return {k: _struck(v, depth=depth + 1) for k, v in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [_struck(v, depth=depth + 1) for v in value]
-    return value
+    match value:
+        case None | bool() | int():
+            return value
+        case float():
+            return value if math.isfinite(value) else str(value)  # JSON has no NaN
+        case str():
+            return _shown(value)
+        case dict() if depth < _MAX_DEPTH:
+            items = islice(value.items(), _MAX_ITEMS)
+            return {str(k): _struck_field(str(k), v, depth=depth + 1) for k, v in items}
+        case list() | tuple() | set() | frozenset() if depth < _MAX_DEPTH:
+            return [_struck(item, depth=depth + 1) for item in islice(value, _MAX_ITEMS)]
+        case PurePath() | BaseException():
+            return _shown(str(value))
+        case _:
+            return _shown(repr(value))
+
+
+def _shown(text: str) -> str:
+    """Return *text* struck and cut; struck first, so that no half of a credential is left at the cut."""
+    left_out = len(text) - _MAX_TEXT
+    struck = strike(text[: 2 * _MAX_TEXT])
+    return struck if left_out <= 0 else f"{struck[:_MAX_TEXT]}… and {left_out} characters more"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
 from flexinfer.errors import PluginError, PluginNotInstalled, UnknownPlugin
+from flexinfer.spelling import nearest as nearest
 
 T = TypeVar("T")
+
+_OURS = ("flexinfer", "flexinfer_pipelines", "flexinfer_serving", "flexinfer_operator")
 
 
 def names(group: str) -> tuple[str, ...]:
@@ -22,6 +25,7 @@ def load(group: str, name: str) -> Any:
     Raises:
         UnknownPlugin: nothing is published under that name.
         PluginNotInstalled: it is published, but one of its dependencies is missing.
+        PluginError: its module does not hold what the entry point names.
     """
     points: dict[str, EntryPoint] = {p.name: p for p in entry_points(group=group)}
     if name not in points:
@@ -29,18 +33,18 @@ def load(group: str, name: str) -> Any:
         raise UnknownPlugin(
             f"no {group} plug-in named {name!r} (known: {known}){nearest(name, points)}"
         )
+    point = points[name]
     try:
-        return points[name].load()
+        found: Any = import_module(point.module)
     except ModuleNotFoundError as error:
-        if error.name and error.name.split(".")[0].startswith("flexinfer"):
+        if (error.name or "").partition(".")[0] in _OURS:
             raise  # our own module is missing: a bug, not an extra that is absent
-        raise PluginNotInstalled(f"{group}:{name} needs {error.name!r}") from error
-
-
-def nearest(name: str, known: Any) -> str:
-    """Return `; did you mean 'x'?` for the closest of *known*, or an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+        raise PluginNotInstalled(f"{group}:{name} needs {error.name or str(error)!r}") from error
+    for attribute in filter(None, point.attr.split(".")):
+        if not hasattr(found, attribute):
+            raise PluginError(f"{group}:{name}: {point.module} has no {point.attr!r}")
+        found = getattr(found, attribute)
+    return found
 
 
 class Registry(Generic[T]):

@@ -10,7 +10,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_origin
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
@@ -19,13 +19,13 @@ from flexinfer.spelling import nearest
 
 _PREFIX = "FLEXINFER_"
 # Named without a section: where state lives, and what a supervised child is told by its parent.
-_RESERVED = {"FLEXINFER_HOME", "FLEXINFER_LIFELINE"}
+_RESERVED = frozenset({"FLEXINFER_HOME", "FLEXINFER_LIFELINE", "FLEXINFER_PROCESS"})
 
 
 class Section(BaseModel):
     """A group of settings. Unknown names are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class LogSection(Section):
@@ -64,15 +64,10 @@ class ServeSection(Section):
     drain_delay_s: float = Field(default=0.0, ge=0)
     drain_timeout_s: float = Field(default=8.0, ge=0)
 
-    @field_validator("cors_origins", "allowed_hosts", mode="before")
+    @field_validator("api_keys", "cors_origins", "allowed_hosts", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
-        return _split_commas(value)
-
-    @field_validator("api_keys", mode="before")
-    @classmethod
-    def _split_keys(cls, value: Any) -> Any:
-        return _split_commas(value)
+        return _parts(value, ",")
 
 
 class PrefectSection(Section):
@@ -97,6 +92,13 @@ class BuildSection(Section):
     fetch_retries: int = Field(default=5, ge=0, le=20)
     quantize_stall_s: float = Field(default=120.0, gt=0)
     max_file_bytes: int = Field(default=500 * 1024**3, ge=1)
+    allowed_hosts: tuple[str, ...] = ()
+    """Hosts (`host` or `host:port`) that may be fetched from beside the sources' own, at any address."""
+
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return _parts(value, ",")
 
 
 class CatalogSection(Section):
@@ -106,7 +108,7 @@ class CatalogSection(Section):
     @field_validator("paths", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
-        return value.split(os.pathsep) if isinstance(value, str) else value
+        return _parts(value, os.pathsep)
 
 
 class Settings(BaseModel):
@@ -140,29 +142,27 @@ def load(
     values: dict[str, dict[str, Any]] = {}
     origin: dict[tuple[str, str], str] = {}
     for file in reversed(files):
-        for section, name, value in _from_file(file, wrong):
+        for section, name, value in _from_file(kind, file, wrong):
             values.setdefault(section, {})[name] = value
             origin[section, name] = f"{file}: {section}.{name}"
     for variable, text in environ.items():
         if not variable.startswith(_PREFIX) or variable in _RESERVED:
             continue
-        section, separator, name = variable[len(_PREFIX) :].lower().partition("__")
-        if not separator or section not in kind.model_fields:
-            known = [f"{_PREFIX}{s.upper()}__" for s in kind.model_fields]
+        section, _, name = variable[len(_PREFIX) :].lower().partition("__")
+        if name not in _names(kind, section):
+            known = [_variable(s, n) for s in kind.model_fields for n in _names(kind, s)]
             wrong.append(f"{variable}: unknown setting{nearest(variable, [*known, *_RESERVED])}")
             continue
         values.setdefault(section, {})[name] = text
         origin[section, name] = variable
+    result: S | None = None
     try:
         result = kind.model_validate(values)
     except ValidationError as error:
-        for problem in error.errors(include_url=False):
-            place = tuple(str(part) for part in problem["loc"][:2])
-            named = origin.get((place[0], place[1])) if len(place) == 2 else None
-            named = named or f"{_PREFIX}{'__'.join(place).upper()}"
-            hint = _unknown_hint(kind, place) if problem["type"] == "extra_forbidden" else ""
-            wrong.append(f"{named}: {problem['msg']}{hint}")
-        result = None
+        for problem in error.errors(include_url=False, include_input=False):
+            section, name = (*(str(part) for part in problem["loc"][:2]), "", "")[:2]
+            place = origin.get((section, name), _variable(section, name))
+            wrong.append(f"{place}: {problem['msg']}")
     if wrong or result is None:
         raise InvalidInput("bad settings: " + "; ".join(wrong), code="bad_settings")
     return result
@@ -173,33 +173,45 @@ def setting_files(home: Path) -> tuple[Path, ...]:
     return (Path.cwd() / "flexinfer.toml", home / "flexinfer.toml")
 
 
-def _from_file(file: Path, wrong: list[str]) -> list[tuple[str, str, Any]]:
+def _from_file(kind: type[Settings], file: Path, wrong: list[str]) -> list[tuple[str, str, Any]]:
     try:
         tree = tomllib.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        return []
+    except (FileNotFoundError, NotADirectoryError):
+        return []  # a home that cannot be is its owner's to report
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         wrong.append(f"{file}: {error}")
         return []
     found = []
     for section, names in tree.items():
-        if not isinstance(names, dict):
+        if section not in kind.model_fields:
+            wrong.append(f"{file}: {section}: unknown section{nearest(section, kind.model_fields)}")
+        elif not isinstance(names, dict):
             wrong.append(f"{file}: {section}: expected a table, found {type(names).__name__}")
-            continue
-        found += [(section, name, value) for name, value in names.items()]
+        else:
+            known = _names(kind, section)
+            for name, value in names.items():
+                if name in known:
+                    found.append((section, name, value))
+                else:
+                    hint = nearest(name, known)
+                    wrong.append(f"{file}: {section}.{name}: unknown setting{hint}")
     return found
 
 
-def _unknown_hint(kind: type[Settings], place: tuple[str, ...]) -> str:
-    if len(place) < 2 or place[0] not in kind.model_fields:
-        return nearest(place[0], kind.model_fields)
-    section = kind.model_fields[place[0]].annotation
-    if not isinstance(section, type) or not issubclass(section, Section):
-        return ""
-    return nearest(place[1], section.model_fields)
+def _names(kind: type[Settings], section: str) -> tuple[str, ...]:
+    """Return the names of a section's settings; none for a section that is not there."""
+    field = kind.model_fields.get(section)
+    if field is None or not isinstance(field.annotation, type):
+        return ()
+    return tuple(field.annotation.model_fields) if issubclass(field.annotation, Section) else ()
 
 
-def _split_commas(value: Any) -> Any:
-    if isinstance(value, str) and get_origin(type(value)) is None:
-        return tuple(part.strip() for part in value.split(",") if part.strip())
+def _variable(section: str, name: str) -> str:
+    return f"{_PREFIX}{section.upper()}__{name.upper()}"
+
+
+def _parts(value: Any, separator: str) -> Any:
+    """Return the parts of a text, as a variable holds a list; an empty one holds none."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(separator) if part.strip())
     return value

@@ -1,0 +1,135 @@
+"""Settings: where a value comes from, and one message for everything that is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import Field
+
+from flexinfer.errors import InvalidInput
+from flexinfer.process.procfs import MARK_VARIABLE
+from flexinfer.settings import Section, Settings, load
+
+
+def _refusal(environ: dict[str, str], *files: Path) -> str:
+    with pytest.raises(InvalidInput) as refused:
+        load(Settings, environ, files=files)
+    assert refused.value.code == "bad_settings"
+    return refused.value.message
+
+
+def test_the_environment_wins_over_the_first_file_and_that_over_the_second(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.toml", tmp_path / "second.toml"
+    first.write_text("[serve]\nport = 2\nhost = 'first'\n")
+    second.write_text("[serve]\nport = 3\nhost = 'second'\nadmin_port = 3\n")
+    serve = load(Settings, {"FLEXINFER_SERVE__PORT": "1"}, files=(first, second)).serve
+    assert (serve.port, serve.host, serve.admin_port) == (1, "first", 3)
+
+
+def test_every_bad_setting_is_named_at_once_and_in_full(tmp_path: Path) -> None:
+    file = tmp_path / "flexinfer.toml"
+    file.write_text("[serve]\nadmin_port = -1\n")
+    message = _refusal({"FLEXINFER_LOG__LEVEL": "loud", "FLEXINFER_SERVE__PORT": "70000"}, file)
+    assert "FLEXINFER_LOG__LEVEL: Input should be 'debug'" in message
+    assert "FLEXINFER_SERVE__PORT: Input should be less than or equal to 65535" in message
+    assert f"{file}: serve.admin_port: " in message
+
+
+@pytest.mark.parametrize("variable", ["FLEXINFER_SERVE__PROT", "FLEXINFER_SERV__PORT"])
+def test_an_unknown_variable_names_the_nearest_setting(variable: str) -> None:
+    assert f"{variable}: unknown setting; did you mean 'FLEXINFER_SERVE__PORT'?" in _refusal(
+        {variable: "1"}
+    )
+
+
+def test_an_unknown_name_in_a_file_names_the_file_and_the_nearest(tmp_path: Path) -> None:
+    file = tmp_path / "flexinfer.toml"
+    file.write_text("stray = 1\n[serve]\nprot = 1\n[srve]\n")
+    message = _refusal({}, file)
+    assert f"{file}: serve.prot: unknown setting; did you mean 'port'?" in message
+    assert f"{file}: srve: unknown section; did you mean 'serve'?" in message
+    assert f"{file}: stray: unknown section" in message
+
+
+def test_a_section_that_is_no_table_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "flexinfer.toml"
+    file.write_text("serve = 1\n")
+    assert f"{file}: serve: expected a table, found int" in _refusal({}, file)
+
+
+def test_a_file_that_is_not_toml_is_refused_by_name(tmp_path: Path) -> None:
+    file = tmp_path / "flexinfer.toml"
+    file.write_text("[serve\n")
+    assert str(file) in _refusal({}, file)
+
+
+def test_a_file_that_is_absent_says_nothing(tmp_path: Path) -> None:
+    regular = tmp_path / "regular"
+    regular.write_text("")
+    # A home below a regular file is reported by whoever prepares the home.
+    assert load(Settings, {}, files=(tmp_path / "absent.toml", regular / "flexinfer.toml"))
+
+
+def test_lists_are_split_and_an_empty_variable_is_an_empty_list() -> None:
+    settings = load(
+        Settings,
+        {
+            "FLEXINFER_SERVE__API_KEYS": "one, two",
+            "FLEXINFER_SERVE__CORS_ORIGINS": "",
+            "FLEXINFER_CATALOG__PATHS": "/a:/b",
+        },
+    )
+    assert [key.get_secret_value() for key in settings.serve.api_keys] == ["one", "two"]
+    assert settings.serve.cors_origins == ()
+    assert settings.catalog.paths == (Path("/a"), Path("/b"))
+    assert load(Settings, {"FLEXINFER_CATALOG__PATHS": ""}).catalog.paths == ()
+
+
+def test_a_key_is_never_part_of_a_refusal_or_of_the_settings_text() -> None:
+    environ = {"FLEXINFER_SERVE__API_KEYS": "topsecret"}
+    assert "topsecret" not in repr(load(Settings, environ))
+    assert "topsecret" not in _refusal({**environ, "FLEXINFER_SERVE__PORT": "x"})
+
+
+def test_a_wait_cannot_be_endless() -> None:
+    assert "finite" in _refusal({"FLEXINFER_SERVE__CONNECT_TIMEOUT_S": "inf"})
+
+
+def test_what_a_parent_tells_its_children_is_no_setting() -> None:
+    reserved = {"FLEXINFER_HOME": "/x", "FLEXINFER_LIFELINE": "5", MARK_VARIABLE: "abc"}
+    assert load(Settings, reserved) == Settings()
+
+
+def test_a_process_may_have_a_section_of_its_own() -> None:
+    class Own(Section):
+        depth: int = 1
+
+    class OwnSettings(Settings):
+        own: Own = Field(default_factory=Own)
+
+    assert load(OwnSettings, {"FLEXINFER_OWN__DEPTH": "3"}).own.depth == 3
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["SERVE", "LOG", "BUILD", "NONE"]).flatmap(
+            lambda section: st.sampled_from(
+                [f"FLEXINFER_{section}__PORT", f"FLEXINFER_{section}__NICE"]
+            )
+        ),
+        st.text(max_size=10),
+        max_size=4,
+    )
+)
+def test_every_refusal_names_each_variable_that_is_unknown(environ: dict[str, str]) -> None:
+    known = {"FLEXINFER_SERVE__PORT", "FLEXINFER_BUILD__NICE"}
+    try:
+        load(Settings, environ)
+    except InvalidInput as error:
+        for variable in set(environ) - known:
+            assert f"{variable}: unknown setting" in error.message
+    else:
+        assert set(environ) <= known
