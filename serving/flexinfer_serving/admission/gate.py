@@ -131,9 +131,10 @@ class Gate:
         )  # fmt: skip
         return [*effects, *self._drain(now_s), *self._wake(now_s)]
 
-    def updated(self, model: FleetModel, *, now_s: float) -> list[Effect]:
+    def updated(self, model: FleetModel, *, now_s: float, strategy: Strategy) -> list[Effect]:
         """Take the Model as a new snapshot shows it."""
         self._advance(now_s)
+        self._strategy = strategy
         self._adopt(model, now_s)
         return [*self._drain(now_s), *self._wake(now_s)]
 
@@ -303,7 +304,7 @@ class Gate:
 
     def _overloaded(self, request: RequestId, now_s: float, what: str) -> Refuse:
         if self._is_open:
-            ahead = (len(self._queue) + 1) / self._pool.capacity
+            ahead = (len(self._queue) + 1) / max(1, self._pool.capacity)
             retry_after_s = min(_MAX_SATURATED_RETRY_S, max(1.0, self._answer_s * ahead))
         else:
             retry_after_s = self.load_left_s(now_s)

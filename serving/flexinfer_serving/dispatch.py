@@ -1,0 +1,418 @@
+"""The shell of the gates: keeps one gate for each Model, performs its effects, runs its timers, tells the operator.
+
+Everything here happens in one event loop, and every entry is synchronous but for a ticket's wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from dataclasses import dataclass, field
+
+from flexinfer.clock import Clock
+from flexinfer.errors import (
+    DeadlineExceeded,
+    FlexInferError,
+    NotFound,
+    Overloaded,
+    Unavailable,
+    UnknownPlugin,
+)
+from flexinfer.fleet import DemandLease, FleetModel, FleetReplica, FleetSnapshot
+from flexinfer.log import get_logger
+from flexinfer.metrics import Metrics
+from flexinfer.plugins import nearest
+from flexinfer.settings import ServeSection
+from flexinfer_serving.admission.effects import Admit, Effect, GateLimits, Refuse, RequestId, Wake
+from flexinfer_serving.admission.gate import Gate
+from flexinfer_serving.demand import Load, Schedule
+from flexinfer_serving.explain import Record
+from flexinfer_serving.fleet import DemandSink
+from flexinfer_serving.probing import Probe, Prober
+from flexinfer_serving.routing import STRATEGIES, Route, Strategy
+from flexinfer_serving.routing.least_loaded import LeastLoaded
+
+log = get_logger(__name__)
+
+_KINDS: dict[str, type[FlexInferError]] = {
+    "model_overloaded": Overloaded,
+    "deadline_exceeded": DeadlineExceeded,
+    "model_not_found": NotFound,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """A request's turn at a replica."""
+
+    model: FleetModel
+    replica: FleetReplica
+    held_s: float
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    """One Model's gate and what runs for it."""
+
+    model: FleetModel
+    gate: Gate
+    schedule: Schedule
+    prober: Prober | None = None
+    tickets: dict[RequestId, Ticket] = field(default_factory=dict)
+    timer: asyncio.TimerHandle | None = None
+    lease_timer: asyncio.TimerHandle | None = None
+    arrivals: int = 0
+    active_s: float | None = None
+    is_removed: bool = False
+
+    def replica(self, name: str) -> FleetReplica | None:
+        return next((r for r in self.model.replicas if r.id == name), None)
+
+    def probe(self, replica: FleetReplica) -> None:
+        if self.prober is not None:
+            self.prober.start(replica)
+
+    @property
+    def draining(self) -> frozenset[str]:
+        return frozenset(r.id for r in self.model.replicas if r.phase == "draining")
+
+
+class Ticket:
+    """One request at the gates. `finish` must be called, whatever happened; it may be called twice."""
+
+    def __init__(
+        self, dispatcher: Dispatcher, entry: _Entry, request: RequestId, record: Record
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._entry = entry
+        self.request = request
+        self.record = record
+        self.decision: asyncio.Future[Admission] = asyncio.get_running_loop().create_future()
+
+    @property
+    def model(self) -> FleetModel:
+        """Return the Model as the newest snapshot shows it."""
+        return self._entry.model
+
+    def finish(self) -> None:
+        """Free the place or the slot."""
+        self._dispatcher.finish(self._entry, self)
+
+    def give_back(self, *, suspect: bool, replica: FleetReplica) -> None:
+        """Nothing was answered: wait again, at the old place. `decision` is a new future."""
+        self.decision = asyncio.get_running_loop().create_future()
+        self._dispatcher.give_back(self._entry, self, suspect=suspect, replica=replica)
+
+    def suspect(self, replica: FleetReplica) -> None:
+        """The replica failed in a way that is not tried again: nothing new for it until it answers."""
+        self._dispatcher.suspect(self._entry, replica)
+
+
+class Dispatcher:
+    """See the module. It is the fleet's listener."""
+
+    def __init__(
+        self,
+        *,
+        router: str,
+        section: ServeSection,
+        lease_ttl_s: float,
+        clock: Clock,
+        metrics: Metrics,
+        sink: DemandSink | None,
+        probe: Probe,
+    ) -> None:
+        self._router = router
+        self._section = section
+        self._lease_ttl_s = lease_ttl_s
+        self._clock = clock
+        self._metrics = metrics
+        self._sink = sink
+        self._probe = probe
+        self._entries: dict[str, _Entry] = {}
+        self._last = 0
+        self.snapshot: FleetSnapshot | None = None
+        self.is_connected = False
+
+    # The fleet ------------------------------------------------------------------------------------------
+
+    def applied(self, snapshot: FleetSnapshot) -> None:
+        now_s = self._clock.now_s()
+        self.snapshot = snapshot
+        self._metrics.set("flexinfer_fleet_generation", snapshot.generation)
+        seen = {model.name: model for model in snapshot.models}
+        for name, entry in tuple(self._entries.items()):
+            if name not in seen:
+                self._remove(entry, now_s)
+        for name, model in seen.items():
+            strategy = _strategy(model)
+            known = self._entries.get(name)
+            if known is None:
+                self._entries[name] = self._entry(model, strategy, now_s)
+                self._settle(self._entries[name], [], now_s)
+            else:
+                known.model = model
+                known.is_removed = False
+                self._settle(
+                    known, known.gate.updated(model, now_s=now_s, strategy=strategy), now_s
+                )
+            self._count_replicas(model)
+
+    def connected(self, is_connected: bool) -> None:
+        self.is_connected = is_connected
+        self._metrics.set("flexinfer_fleet_connected", int(is_connected))
+        if is_connected:
+            for entry in self._entries.values():
+                entry.schedule.forget()
+                self._renew(entry, self._clock.now_s())
+
+    def find(self, name: str) -> FleetModel:
+        """Return the Model of that name or alias.
+
+        Raises:
+            NotFound: code `model_not_found`, with the closest name.
+            Unavailable: code `fleet_unknown`: no snapshot has come yet.
+        """
+        if self.snapshot is None:
+            raise Unavailable(
+                "the router has not heard from the operator yet",
+                code="fleet_unknown",
+                retry_after_s=1.0,
+            )
+        model = self.snapshot.find(name)
+        if model is None:
+            known = [n for m in self.snapshot.models for n in (m.name, *m.aliases)]
+            raise NotFound(
+                f"there is no model {name[:128]!r}{nearest(name, known)}",
+                code="model_not_found",
+                param="model",
+            )
+        return model
+
+    # Requests -------------------------------------------------------------------------------------------
+
+    def arrive(
+        self,
+        model: FleetModel,
+        *,
+        size_bytes: int,
+        route: Route,
+        deadline_s: float,
+        record: Record,
+    ) -> Ticket:
+        """Return the request's ticket; its `decision` may be there already."""
+        entry = self._entries[model.name]
+        now_s = self._clock.now_s()
+        self._last += 1
+        ticket = Ticket(self, entry, RequestId(self._last), record)
+        entry.tickets[ticket.request] = ticket
+        entry.arrivals += 1
+        entry.active_s = now_s
+        effects = entry.gate.arrived(
+            ticket.request,
+            now_s=now_s,
+            size_bytes=size_bytes,
+            route=route,
+            deadline_s=deadline_s,
+        )
+        self._settle(entry, effects, now_s)
+        if not ticket.decision.done():
+            record.note("held", now_s=now_s, phase=entry.gate.phase(now_s).value)
+        return ticket
+
+    def finish(self, entry: _Entry, ticket: Ticket) -> None:
+        if entry.tickets.pop(ticket.request, None) is None:
+            return
+        now_s = self._clock.now_s()
+        entry.active_s = now_s
+        decided = ticket.decision.done() and not ticket.decision.cancelled()
+        if decided:
+            effects = entry.gate.finished(ticket.request, now_s=now_s)
+        else:
+            effects = entry.gate.cancelled(ticket.request, now_s=now_s)
+        if ticket.decision.done() and not ticket.decision.cancelled():
+            ticket.decision.exception()  # seen: a client that left does not fetch its refusal
+        self._settle(entry, effects, now_s)
+        if entry.is_removed and not entry.tickets:
+            self._forget(entry)
+
+    def give_back(
+        self, entry: _Entry, ticket: Ticket, *, suspect: bool, replica: FleetReplica
+    ) -> None:
+        now_s = self._clock.now_s()
+        effects = entry.gate.returned(ticket.request, now_s=now_s, suspect=suspect)
+        if suspect:
+            entry.probe(replica)
+        self._settle(entry, effects, now_s)
+
+    def suspect(self, entry: _Entry, replica: FleetReplica) -> None:
+        now_s = self._clock.now_s()
+        effects = entry.gate.suspected(replica.id, now_s=now_s)
+        entry.probe(replica)
+        self._settle(entry, effects, now_s)
+
+    def refuse_waiting(self, code: str, message: str) -> None:
+        """Refuse everyone who still waits: the router ends."""
+        now_s = self._clock.now_s()
+        for entry in self._entries.values():
+            self._settle(entry, entry.gate.refuse_all(code, message, now_s=now_s), now_s)
+
+    def close(self) -> None:
+        """Stop all timers and probes."""
+        for entry in self._entries.values():
+            self._stop(entry)
+        self._entries.clear()
+
+    # Effects and timers ---------------------------------------------------------------------------------
+
+    def _settle(self, entry: _Entry, effects: list[Effect], now_s: float) -> None:
+        for effect in effects:
+            match effect:
+                case Admit():
+                    self._admit(entry, effect, now_s)
+                case Refuse():
+                    self._refuse(entry, effect, now_s)
+                case Wake():
+                    log.info("model_wanted", model=entry.model.name)
+        name = entry.model.name
+        self._metrics.set("flexinfer_requests_waiting", entry.gate.waiting, model=name)
+        self._metrics.set("flexinfer_waiting_bytes", entry.gate.waiting_bytes, model=name)
+        in_flight = sum(entry.gate.in_flight.values())
+        self._metrics.set("flexinfer_requests_in_flight", in_flight, model=name)
+        self._set_timer(entry, now_s)
+        self._renew(entry, now_s)
+
+    def _admit(self, entry: _Entry, effect: Admit, now_s: float) -> None:
+        ticket = entry.tickets[effect.request]
+        replica = entry.replica(effect.replica)
+        assert replica is not None  # a gate admits only to replicas of its newest snapshot
+        ticket.record.note(
+            "admitted", now_s=now_s, replica=replica.id, why=effect.why, held_s=effect.held_s
+        )
+        self._metrics.observe(
+            "flexinfer_held_seconds", effect.held_s, model=entry.model.name, outcome="admitted"
+        )
+        if not ticket.decision.done():
+            ticket.decision.set_result(
+                Admission(model=entry.model, replica=replica, held_s=effect.held_s)
+            )
+
+    def _refuse(self, entry: _Entry, effect: Refuse, now_s: float) -> None:
+        ticket = entry.tickets[effect.request]
+        ticket.record.note("refused", now_s=now_s, code=effect.code, why=effect.message)
+        self._metrics.observe(
+            "flexinfer_held_seconds",
+            now_s - ticket.record.started_s,
+            model=entry.model.name,
+            outcome=effect.code,
+        )
+        kind = _KINDS.get(effect.code, Unavailable)
+        if not ticket.decision.done():
+            ticket.decision.set_exception(
+                kind(effect.message, code=effect.code, retry_after_s=effect.retry_after_s)
+            )
+
+    def _set_timer(self, entry: _Entry, now_s: float) -> None:
+        if entry.timer is not None:
+            entry.timer.cancel()
+            entry.timer = None
+        due_s = entry.gate.next_due_s
+        if due_s is not None and math.isfinite(due_s):
+            loop = asyncio.get_running_loop()
+            entry.timer = loop.call_later(max(0.0, due_s - now_s), self._tick, entry)
+
+    def _tick(self, entry: _Entry) -> None:
+        now_s = self._clock.now_s()
+        self._settle(entry, entry.gate.tick(now_s=now_s), now_s)
+
+    def _renew(self, entry: _Entry, now_s: float) -> None:
+        if self._sink is None or self.snapshot is None:
+            return
+        load = Load(
+            waiting=entry.gate.waiting,
+            in_flight=entry.gate.in_flight,
+            generation=self.snapshot.generation,
+            arrivals=entry.arrivals,
+        )
+        due_s = entry.schedule.due_s(load, entry.draining, now_s=now_s)
+        if due_s is not None and due_s <= now_s:
+            self._sink.renew(self._lease(entry, load, now_s))
+            entry.schedule.sent(load, now_s=now_s)
+            due_s = entry.schedule.due_s(load, entry.draining, now_s=now_s)
+        if entry.lease_timer is not None:
+            entry.lease_timer.cancel()
+            entry.lease_timer = None
+        if due_s is not None:
+            loop = asyncio.get_running_loop()
+            entry.lease_timer = loop.call_later(max(0.0, due_s - now_s), self._renew_now, entry)
+
+    def _renew_now(self, entry: _Entry) -> None:
+        self._renew(entry, self._clock.now_s())
+
+    def _lease(self, entry: _Entry, load: Load, now_s: float) -> DemandLease:
+        return DemandLease(
+            router=self._router,
+            model=entry.model.name,
+            waiting=load.waiting,
+            oldest_wait_s=round(entry.gate.oldest_wait_s(now_s), 3),
+            in_flight=dict(load.in_flight),
+            idle_s=None if entry.active_s is None else round(now_s - entry.active_s, 3),
+            generation=load.generation,
+            ttl_s=self._lease_ttl_s,
+        )
+
+    # Entries --------------------------------------------------------------------------------------------
+
+    def _entry(self, model: FleetModel, strategy: Strategy, now_s: float) -> _Entry:
+        limits = GateLimits(
+            max_requests=self._section.max_queue_requests,
+            max_bytes=self._section.max_queue_bytes,
+            saturated_wait_s=self._section.saturated_wait_s,
+            can_wake=self._sink is not None,
+        )
+        gate = Gate(model, limits=limits, strategy=strategy, now_s=now_s)
+        entry = _Entry(model=model, gate=gate, schedule=Schedule(ttl_s=self._lease_ttl_s))
+        entry.prober = Prober(
+            self._probe,
+            current=lambda: entry.model,
+            trusted=lambda replica: self._trusted(entry, replica),
+        )
+        return entry
+
+    def _trusted(self, entry: _Entry, replica: str) -> None:
+        now_s = self._clock.now_s()
+        self._settle(entry, entry.gate.trusted(replica, now_s=now_s), now_s)
+
+    def _remove(self, entry: _Entry, now_s: float) -> None:
+        """The Model is gone: nobody waits for it any more; what is in flight ends by itself."""
+        entry.is_removed = True
+        message = f"model {entry.model.name!r} was removed"
+        self._settle(entry, entry.gate.refuse_all("model_not_found", message, now_s=now_s), now_s)
+        if not entry.tickets:
+            self._forget(entry)
+
+    def _forget(self, entry: _Entry) -> None:
+        self._stop(entry)
+        if self._entries.get(entry.model.name) is entry:
+            del self._entries[entry.model.name]
+
+    def _stop(self, entry: _Entry) -> None:
+        for timer in (entry.timer, entry.lease_timer):
+            if timer is not None:
+                timer.cancel()
+        if entry.prober is not None:
+            entry.prober.stop()
+
+    def _count_replicas(self, model: FleetModel) -> None:
+        for phase in ("loading", "ready", "draining"):
+            count = sum(replica.phase == phase for replica in model.replicas)
+            self._metrics.set("flexinfer_replicas", count, model=model.name, phase=phase)
+
+
+def _strategy(model: FleetModel) -> Strategy:
+    try:
+        return STRATEGIES.get(model.strategy)()
+    except UnknownPlugin as error:
+        # Traffic goes on: a wrong name is the Model's condition, told by the operator, and logged here.
+        log.error("strategy_unknown", model=model.name, error=error.message)
+        return LeastLoaded()

@@ -1,0 +1,392 @@
+"""One request, from its first byte to its end: read, admit, forward, answer. Plain ASGI.
+
+The work runs in a task of its own. A hang-up, the caller's deadline and the router's end cut it in the same way, in
+every phase: the task is cancelled, its place is freed, the engine's socket is closed. There is exactly one
+terminal outcome: a full answer, an error in OpenAI's shape, or a stream that ends with an error event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import Literal
+
+from flexinfer.engine import Endpoint, Engine
+from flexinfer.errors import (
+    DeadlineExceeded,
+    FlexInferError,
+    IntegrityError,
+    InvalidInput,
+    NotFound,
+)
+from flexinfer.fleet import FleetModel, FleetReplica
+from flexinfer.log import get_logger
+from flexinfer.units import parse_duration_s
+from flexinfer_serving.client import LINGER_S, Client, ClientGone, Headers
+from flexinfer_serving.dispatch import Admission, Ticket
+from flexinfer_serving.forward import Head, Reply, UpstreamFault
+from flexinfer_serving.openai import errors, sse
+from flexinfer_serving.openai.request import OpenAIRequest, read
+from flexinfer_serving.replies import (
+    EngineRefusal,
+    check_kind,
+    drain,
+    fault_error,
+    next_chunk,
+    read_json,
+    read_refusal,
+)
+from flexinfer_serving.router import Router, encoded
+from flexinfer_serving.routing import Route
+
+log = get_logger(__name__)
+
+MAX_RETRIES = 2
+_MAX_KEY_CHARS = 128
+_FAREWELL_S = 1.0 + LINGER_S
+
+Cut = Literal["", "client", "deadline", "stop"]
+
+
+class Exchange:
+    """One request for one endpoint."""
+
+    def __init__(self, router: Router, endpoint: Endpoint, client: Client) -> None:
+        self._router = router
+        self._endpoint = endpoint
+        self._client = client
+        self._clock = router.clock
+        self._started_s = self._clock.now_s()
+        self._record = router.decisions.open(
+            request_id=client.scope["state"]["request_id"],
+            route=str(endpoint),
+            now_s=self._started_s,
+            unix_s=self._clock.unix_s(),
+        )
+        self._model = "other"
+        self._phase = "body"
+        self._is_stream = False
+        self._has_first_byte = False
+        self._held_s = 0.0
+        self._dropped: tuple[str, ...] = ()
+        self._cut: Cut = ""
+        self._work: asyncio.Task[None] | None = None
+        self._idle_s = router.section.stream_idle_timeout_s
+
+    async def run(self) -> None:
+        code = "internal_error"
+        self._router.active.add(self)
+        try:
+            body = await self._client.body(
+                limit_bytes=self._router.section.max_body_bytes,
+                timeout_s=self._router.section.body_timeout_s,
+            )
+            await self._race(body)
+            code = "ok"
+        except ClientGone:
+            code = "client_gone"
+            self._router.metrics.add(
+                "flexinfer_disconnects_total", model=self._model, phase=self._phase
+            )
+        except FlexInferError as error:
+            code = error.code
+            await self._fail(error)
+        finally:
+            self._router.active.discard(self)
+            self._record.note("ended", now_s=self._clock.now_s(), code=code)
+            self._count(code)
+
+    def stop(self) -> None:
+        """The router ends: so does this request, with an error that says so."""
+        self._cut_off("stop")
+
+    # Racing -----------------------------------------------------------------------------------------------
+
+    async def _race(self, body: bytes) -> None:
+        """Do the work, unless something cuts it."""
+        loop = asyncio.get_running_loop()
+        patience_s = _patience_s(self._client.header(b"x-request-deadline"))
+        self._work = loop.create_task(self._serve(body, self._started_s + patience_s))
+        watch = loop.create_task(self._client.gone())
+        watch.add_done_callback(lambda _: self._cut_off("client"))
+        timer = None
+        if math.isfinite(patience_s):
+            left_s = self._started_s + patience_s - self._clock.now_s()
+            timer = loop.call_later(max(0.0, left_s), self._cut_off, "deadline")
+        try:
+            await asyncio.wait({self._work})
+        finally:
+            watch.cancel()
+            if timer is not None:
+                timer.cancel()
+            if not self._work.done():
+                self._work.cancel()
+            await asyncio.wait({self._work, watch})
+        if not self._work.cancelled():
+            self._work.result()
+        elif self._cut == "deadline":
+            raise DeadlineExceeded(
+                f"the caller's deadline of {patience_s:g} s passed", code="deadline_exceeded"
+            )
+        elif self._cut == "stop":
+            raise self._router.stopping_error()
+        else:
+            raise ClientGone
+
+    def _cut_off(self, cut: Cut) -> None:
+        if self._work is not None and not self._work.done() and not self._client.has_ended:
+            self._cut = self._cut or cut
+            self._work.cancel()
+
+    # Work -------------------------------------------------------------------------------------------------
+
+    async def _serve(self, body: bytes, deadline_s: float) -> None:
+        request = read(self._endpoint, body, limits=self._router.tokens)
+        self._is_stream = request.is_stream
+        self._dropped = request.dropped
+        model = self._router.dispatcher.find(request.model)
+        self._model = self._record.model = model.name
+        if str(self._endpoint) not in model.endpoints:
+            raise NotFound(
+                f"engine {model.backend!r} does not serve /v1/{self._endpoint} for model {model.name!r}",
+                code="unsupported_endpoint",
+            )
+        payload = request.body(
+            model=model.name, context_tokens=model.context_tokens, limits=self._router.tokens
+        )
+        del body
+        self._record.size_bytes = len(payload)
+        self._router.retries.arrived()
+        self._phase = "queued"
+        ticket = self._router.dispatcher.arrive(
+            model,
+            size_bytes=len(payload),
+            route=self._route(),
+            deadline_s=deadline_s,
+            record=self._record,
+        )
+        try:
+            await self._forward(ticket, request, payload)
+        finally:
+            ticket.finish()
+
+    async def _forward(self, ticket: Ticket, request: OpenAIRequest, payload: bytes) -> None:
+        for retry in range(MAX_RETRIES + 1):
+            self._phase = "queued"
+            admission = await self._admitted(ticket)
+            self._held_s = admission.held_s
+            engine = self._router.engine(admission.model)
+            reply = await self._attempt(ticket, admission.replica, engine, payload, retry)
+            if reply is None:
+                continue
+            try:
+                await self._answer(admission, engine, request, reply)
+            finally:
+                await reply.close()
+            return
+
+    async def _admitted(self, ticket: Ticket) -> Admission:
+        """Wait for the gate; a stream gets comments meanwhile."""
+        every_s = self._router.section.keepalive_comment_s if self._is_stream else None
+        while True:
+            await asyncio.wait({ticket.decision}, timeout=every_s)
+            if ticket.decision.done():
+                return ticket.decision.result()
+            if not self._client.has_started:
+                await self._client.start(200, [*_STREAM_HEADERS, *self._about(ticket.model)])
+            await self._client.write(sse.comment(self._progress(ticket.model)))
+
+    async def _attempt(
+        self, ticket: Ticket, replica: FleetReplica, engine: Engine, payload: bytes, retry: int
+    ) -> Reply | None:
+        """Return the replica's answer; None if the ticket was given back for another try."""
+        self._phase = "sent"
+        head = Head(
+            path=engine.path(self._endpoint),
+            headers=(
+                (b"content-type", b"application/json"),
+                (b"accept", b"text/event-stream" if self._is_stream else b"application/json"),
+                (b"user-agent", b"flexinfer"),
+                (b"x-request-id", self._record.request_id.encode()),
+                *encoded(engine.headers(replica.key)),
+            ),
+        )
+        error: FlexInferError
+        try:
+            reply = await self._router.forwarder.send(
+                head, payload, replica, timeout_s=self._router.section.first_byte_timeout_s
+            )
+        except UpstreamFault as fault:
+            cause: str = fault.kind
+            error = fault_error(fault.kind, f"model {self._model!r}: ")
+        else:
+            if reply.status != 503:
+                return reply
+            await reply.close()
+            cause = "unavailable"
+            error = fault_error("connect", f"model {self._model!r}: ")
+        self._record.note("failed", now_s=self._clock.now_s(), replica=replica.id, cause=cause)
+        # A refused connection has cost the engine nothing; everything else counts against the budget.
+        may_retry = cause != "timeout" and retry < MAX_RETRIES
+        if may_retry and (cause == "connect" or self._router.retries.take()):
+            self._router.metrics.add("flexinfer_retries_total", model=self._model, cause=cause)
+            ticket.give_back(suspect=True, replica=replica)
+            return None
+        ticket.suspect(replica)
+        raise error
+
+    # Answers ----------------------------------------------------------------------------------------------
+
+    async def _answer(
+        self, admission: Admission, engine: Engine, request: OpenAIRequest, reply: Reply
+    ) -> None:
+        self._phase = "answering"
+        if reply.status >= 400:
+            raise await read_refusal(engine, reply, self._endpoint, idle_s=self._idle_s)
+        check_kind(reply, is_stream=request.is_stream)
+        about = self._about(admission.model, admission.replica)
+        if not request.is_stream:
+            await self._whole(reply, about)
+        elif self._client.has_started:
+            values = " ".join(
+                f"{str(name, 'latin-1').removeprefix('x-flexinfer-')}={str(value, 'latin-1')}"
+                for name, value in about
+                if name.startswith(b"x-flexinfer-")
+            )
+            await self._client.write(sse.comment(f"flexinfer {values}"))
+            await self._stream(reply)
+        else:
+            await self._client.start(200, [*_STREAM_HEADERS, *about])
+            await self._stream(reply)
+
+    async def _whole(self, reply: Reply, about: Headers) -> None:
+        body = await read_json(reply, idle_s=self._idle_s)
+        self._first_byte()
+        framing = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+        ]
+        await self._client.start(200, [*framing, *about])
+        await self._client.end(body)
+
+    async def _stream(self, reply: Reply) -> None:
+        framer = sse.Framer()
+        while not framer.is_done:
+            data = await next_chunk(reply, idle_s=self._idle_s)
+            if not data:
+                break
+            events = framer.feed(data)
+            if events:
+                self._first_byte()
+                await self._client.write(events)
+        if not framer.is_done and not framer.has_failed:
+            raise IntegrityError(
+                f"model {self._model!r}: the stream ended without [DONE]",
+                code="upstream_incomplete",
+            )
+        await self._client.end(framer.rest())
+        if framer.is_done:
+            await drain(reply)
+
+    async def _fail(self, error: FlexInferError) -> None:
+        """Tell the client, in the way that is still open."""
+        answer = error.answer if isinstance(error, EngineRefusal) else errors.answer(error)
+        if self._client.has_ended:
+            return
+        try:
+            async with asyncio.timeout(_FAREWELL_S):
+                if not self._client.has_started:
+                    await self._client.answer(
+                        answer.status, [*answer.headers(), *self._about(None)], answer.body()
+                    )
+                elif self._is_stream:
+                    self._router.metrics.add(
+                        "flexinfer_stream_errors_total", model=self._model, code=answer.code
+                    )
+                    await self._client.write(sse.error_event(answer))
+                    await self._client.end()
+                else:
+                    self._client.abort()
+        except (TimeoutError, ClientGone):
+            self._client.abort()
+
+    # Telling ----------------------------------------------------------------------------------------------
+
+    def _about(self, model: FleetModel | None, replica: FleetReplica | None = None) -> Headers:
+        found: Headers = []
+        if model is not None:
+            found.append((b"x-flexinfer-model", model.name.encode("ascii", "replace")))
+        if replica is not None:
+            found.append((b"x-flexinfer-replica", replica.id.encode("ascii", "replace")))
+            found.append((b"x-flexinfer-cold-start", f"{self._held_s:.3f}".encode()))
+            total_ms = 1000 * (self._clock.now_s() - self._started_s)
+            held_ms = 1000 * self._held_s
+            timing = f"held;dur={held_ms:.1f}, engine;dur={max(0.0, total_ms - held_ms):.1f}"
+            found.append((b"server-timing", timing.encode()))
+        if self._record.steps:
+            found.append((b"x-flexinfer-explain", self._record.id.encode()))
+        if self._dropped:
+            found.append((b"x-flexinfer-dropped", ",".join(self._dropped).encode()))
+        return found
+
+    def _progress(self, model: FleetModel) -> str:
+        waited_s = self._clock.now_s() - self._started_s
+        substage = next((r.substage for r in model.replicas if r.phase == "loading"), "")
+        if any(r.phase == "ready" for r in model.replicas):
+            return f"flexinfer queued {waited_s:.1f}s"
+        return f"flexinfer loading {substage or model.phase} {waited_s:.1f}s"
+
+    def _route(self) -> Route:
+        session = self._client.header(b"x-session-id") or self._client.header(b"x-conversation-id")
+        cache_key = self._client.header(b"x-flexinfer-cache-key")
+        return Route(session=_key(session), cache_key=_key(cache_key))
+
+    def _first_byte(self) -> None:
+        if not self._has_first_byte:
+            self._has_first_byte = True
+            self._phase = "streaming" if self._is_stream else "answering"
+            self._router.metrics.observe(
+                "flexinfer_first_byte_seconds",
+                self._clock.now_s() - self._started_s,
+                model=self._model,
+                route=str(self._endpoint),
+            )
+
+    def _count(self, code: str) -> None:
+        metrics, route = self._router.metrics, str(self._endpoint)
+        seconds = self._clock.now_s() - self._started_s
+        metrics.add("flexinfer_requests_total", model=self._model, route=route, code=code)
+        metrics.observe("flexinfer_request_seconds", seconds, model=self._model, route=route)
+        log.debug(
+            "request_ended",
+            request_id=self._record.request_id,
+            model=self._model,
+            route=route,
+            code=code,
+            seconds=round(seconds, 4),
+        )
+
+
+_STREAM_HEADERS: Headers = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+def _patience_s(header: str | None) -> float:
+    if header is None:
+        return math.inf
+    try:
+        return parse_duration_s(header.strip())
+    except InvalidInput as error:
+        raise InvalidInput(
+            f"X-Request-Deadline: expected seconds, found {header[:32]!r}",
+            code="invalid_value",
+            param="X-Request-Deadline",
+        ) from error
+
+
+def _key(value: str | None) -> str:
+    """Return a routing key; one that is too long or not printable is as good as none."""
+    return value if value and len(value) <= _MAX_KEY_CHARS and value.isprintable() else ""

@@ -1,0 +1,154 @@
+"""Uvicorn with h11, bounded: header time, header bytes, connections; and its own errors in OpenAI's shape."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import math
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from flexinfer.errors import FlexInferError, InvalidInput, ResourceExhausted, Unavailable
+from flexinfer.process.ports import who_listens
+from flexinfer.settings import ServeSection
+from flexinfer_serving.client import Receive, Scope, Send
+from flexinfer_serving.openai import errors
+
+_BACKLOG = 2048
+_KEEP_ALIVE_S = 30
+
+
+class BoundedProtocol(H11Protocol):
+    """One connection. A head that does not come in time ends it with 408."""
+
+    _header_timer: asyncio.TimerHandle | None = None
+
+    def __init__(self, config: uvicorn.Config, *args: Any, **more: Any) -> None:
+        super().__init__(config, *args, **more)
+        assert isinstance(config, ListenerConfig)
+        self._section = config.section
+        inner: Any = self.app
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            scope["extensions"] = {"flexinfer.abort": self.transport.abort}
+            await inner(scope, receive, send)
+
+        self.app = app
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self._section.max_connections:
+            self._close_with(
+                Unavailable(
+                    f"the router has its {self._section.max_connections} connections",
+                    code="too_many_connections",
+                    retry_after_s=1.0,
+                )
+            )
+            return
+        self._start_header_timer()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.transport.is_closing() or self.conn.their_state is not h11.IDLE:
+            self._stop_header_timer()
+        elif self._header_timer is None:
+            self._start_header_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_header_timer()
+        super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        self._close_with(InvalidInput("this is not a valid HTTP/1.1 request", code="bad_request"))
+
+    def _start_header_timer(self) -> None:
+        timeout_s = self._section.header_timeout_s
+        self._header_timer = self.loop.call_later(timeout_s, self._header_timeout)
+
+    def _stop_header_timer(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _header_timeout(self) -> None:
+        self._header_timer = None
+        if not self.transport.is_closing():
+            limit = f"{self._section.header_timeout_s:g} s"
+            self._close_with(
+                InvalidInput(
+                    f"the request's head did not come within {limit}", code="request_timeout"
+                )
+            )
+
+    def _close_with(self, error: FlexInferError) -> None:
+        """Answer outside of h11, whose state no longer allows it, and close."""
+        self._stop_header_timer()
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.write(_raw(errors.answer(error)))
+        self.transport.close()
+
+
+class ListenerConfig(uvicorn.Config):
+    def __init__(self, app: Any, section: ServeSection, *, drain_timeout_s: float) -> None:
+        super().__init__(
+            app,
+            http=BoundedProtocol,
+            ws="none",
+            lifespan="off",
+            loop="asyncio",
+            interface="asgi3",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            backlog=_BACKLOG,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=math.ceil(drain_timeout_s),
+            h11_max_incomplete_event_size=section.max_header_bytes,
+        )
+        self.section = section
+
+
+class Listener(uvicorn.Server):
+    """A server whose signals are somebody else's."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def bind(host: str, port: int, *, setting: str) -> socket.socket:
+    """Return a listening socket; *setting* names the port's setting in the error.
+
+    Raises:
+        ResourceExhausted: code `port_taken`; the message names who has it.
+        InvalidInput: code `bind_failed`.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listening = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            holder = who_listens(port) or "another process"
+            raise ResourceExhausted(
+                f"port {port} on {host} is taken by {holder}; choose another with {setting}",
+                code="port_taken",
+            ) from error
+        raise InvalidInput(
+            f"cannot listen on {host}:{port}: {error.strerror or error}", code="bind_failed"
+        ) from error
+    listening.setblocking(False)
+    return listening
+
+
+def _raw(answer: errors.Answer) -> bytes:
+    head = [b"HTTP/1.1 %d Error\r\n" % answer.status]
+    head += [b"%s: %s\r\n" % pair for pair in (*answer.headers(), (b"connection", b"close"))]
+    return b"".join([*head, b"\r\n", answer.body()])

@@ -1,0 +1,126 @@
+"""The router's parts, put together: what every request needs, and the state of the process."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from flexinfer.clock import Clock, SystemClock
+from flexinfer.engine import ENGINES, Engine
+from flexinfer.errors import Unavailable
+from flexinfer.fleet import FleetModel, FleetReplica
+from flexinfer.metrics import Metrics
+from flexinfer.settings import ServeSection
+from flexinfer_serving.admission.budget import RetryBudget
+from flexinfer_serving.dispatch import Dispatcher
+from flexinfer_serving.explain import Decisions
+from flexinfer_serving.fleet import DemandSink, FleetSource
+from flexinfer_serving.forward import Forwarder, Head, PooledForwarder
+from flexinfer_serving.openai.request import TokenLimits
+
+_PROBE_TIMEOUT_S = 2.0
+_PROBE_PATH = "/health"
+
+
+class Stoppable(Protocol):
+    def stop(self) -> None: ...
+
+
+def installed_engine(name: str) -> Engine:
+    """Return the plug-in of that name. Raises what `Registry.get` raises."""
+    return ENGINES.get(name)()
+
+
+class Router:
+    """One worker. `run` keeps it in touch with its fleet; `begin_drain` and `stop` end it."""
+
+    def __init__(
+        self,
+        *,
+        section: ServeSection,
+        source: FleetSource,
+        sink: DemandSink | None,
+        lease_ttl_s: float = 10.0,
+        clock: Clock | None = None,
+        metrics: Metrics | None = None,
+        forwarder: Forwarder | None = None,
+        engine_named: Callable[[str], Engine] = installed_engine,
+    ) -> None:
+        self.section = section
+        self.clock = clock or SystemClock()
+        self.metrics = metrics or Metrics()
+        self.decisions = Decisions()
+        self.retries = RetryBudget()
+        self.forwarder = forwarder or PooledForwarder(connect_timeout_s=section.connect_timeout_s)
+        self.tokens = TokenLimits(
+            default=section.default_max_tokens, maximum=section.max_max_tokens
+        )
+        self.active: set[Stoppable] = set()
+        self.is_draining = False
+        self._source = source
+        self._engine_named = engine_named
+        self._engines: dict[str, Engine] = {}
+        self.dispatcher = Dispatcher(
+            router=f"router-{secrets.token_hex(6)}",
+            section=section,
+            lease_ttl_s=lease_ttl_s,
+            clock=self.clock,
+            metrics=self.metrics,
+            sink=sink,
+            probe=self._probe,
+        )
+        self.metrics.set("flexinfer_fleet_connected", 0)
+
+    @property
+    def is_ready(self) -> bool:
+        return not self.is_draining and self.dispatcher.snapshot is not None
+
+    def engine(self, model: FleetModel) -> Engine:
+        """Return the plug-in that talks to *model*'s replicas. Raises what `engine_named` raises."""
+        if model.backend not in self._engines:
+            self._engines[model.backend] = self._engine_named(model.backend)
+        return self._engines[model.backend]
+
+    def model_label(self, name: str) -> str:
+        """Return *name* if a snapshot has it, else `other`: labels stay bounded."""
+        snapshot = self.dispatcher.snapshot
+        found = snapshot.find(name) if snapshot and name else None
+        return found.name if found else "other"
+
+    async def run(self) -> None:
+        """Follow the fleet until cancelled, then let go of everything."""
+        try:
+            await self._source.run(self.dispatcher)
+        finally:
+            self.dispatcher.close()
+            await self.forwarder.close()
+
+    def begin_drain(self) -> None:
+        """Say that no new requests are wanted; those that come are still served."""
+        self.is_draining = True
+
+    def stop(self) -> None:
+        """End what still runs, each with an error that says so."""
+        self.begin_drain()
+        for exchange in tuple(self.active):
+            exchange.stop()
+
+    async def settled(self) -> None:
+        """Return when no request runs any more."""
+        while self.active:
+            await asyncio.sleep(0.02)
+
+    def stopping_error(self) -> Unavailable:
+        return Unavailable("the router is shutting down", code="router_stopping", retry_after_s=1.0)
+
+    async def _probe(self, model: FleetModel, replica: FleetReplica) -> bool:
+        headers = self.engine(model).headers(replica.key)
+        head = Head(method="GET", path=_PROBE_PATH, headers=encoded(headers))
+        return await self.forwarder.answers(head, replica, timeout_s=_PROBE_TIMEOUT_S)
+
+
+def encoded(headers: Mapping[str, str]) -> tuple[tuple[bytes, bytes], ...]:
+    """Return an engine's headers as they go out."""
+    return tuple((n.lower().encode("latin-1"), v.encode("latin-1")) for n, v in headers.items())
