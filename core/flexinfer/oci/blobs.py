@@ -20,7 +20,7 @@ from typing import BinaryIO
 from flexinfer.errors import NotFound, ResourceExhausted
 from flexinfer.oci.descriptor import Descriptor
 from flexinfer.oci.digest import Digest, check_digest, digest_of, hex_of
-from flexinfer.oci.durable import disk_error, sync_folder, try_lock
+from flexinfer.oci.durable import disk_error, make_folders, read_error, sync_folder, try_lock
 from flexinfer.oci.target import missing_blob
 from flexinfer.oci.writer import BlobWriter, Commit, partial_name
 
@@ -56,11 +56,7 @@ class BlobFolder:
         Raises:
             ResourceExhausted: code `disk_full` or `disk_error`.
         """
-        for folder in (self.folder, self.partials, self.quarantine):
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise disk_error(error, path=folder) from error
+        make_folders(self.folder, self.partials, self.quarantine)
 
     def path(self, digest: Digest) -> Path:
         """Return where the blob is, or would be."""
@@ -79,11 +75,14 @@ class BlobFolder:
 
         Raises:
             NotFound: code `blob_missing`.
+            ResourceExhausted: code `disk_error`: the disk or this process's limits refuse.
         """
         try:
             descriptor = os.open(self.path(digest), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
             raise missing_blob(digest, where=str(self.root)) from None
+        except OSError as error:
+            raise read_error(error, path=self.path(digest)) from error
         return os.fdopen(descriptor, "rb", buffering=0)
 
     def read(self, digest: Digest, *, max_bytes: int, what: str, code: str) -> bytes:

@@ -33,6 +33,11 @@ def disk_error(error: OSError, *, path: Path, needed: int | None = None) -> Flex
     return ResourceExhausted(f"{path}: cannot write: {error.strerror or error}", code="disk_error")
 
 
+def read_error(error: OSError, *, path: Path) -> FlexInferError:
+    """Return the error to raise for *error*, which happened on reading *path*."""
+    return ResourceExhausted(f"{path}: cannot read: {error.strerror or error}", code="disk_error")
+
+
 def free_bytes(path: Path) -> int:
     """Return how many bytes we may still write where *path* is, or would be."""
     for folder in (path, *path.parents):
@@ -47,6 +52,19 @@ def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(descriptor, rest) :]
+
+
+def make_folders(*folders: Path) -> None:
+    """Make *folders*, and their parents, where they are absent.
+
+    Raises:
+        ResourceExhausted: code `disk_full` or `disk_error`.
+    """
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise disk_error(error, path=folder) from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -186,6 +186,9 @@ class BlobWriter:
             failure = self._failed(error)
             self.discard()
             raise failure from error
+        except ResourceExhausted:
+            self.discard()
+            raise
         self._close()
         return self.done
 

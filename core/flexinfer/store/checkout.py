@@ -23,7 +23,7 @@ from typing import Any
 
 from flexinfer.errors import FlexInferError, IntegrityError, Unavailable
 from flexinfer.oci import Digest, hex_of, parse_digest
-from flexinfer.oci.durable import disk_error, lock, remove_tree, take_lock
+from flexinfer.oci.durable import disk_error, lock, make_folders, remove_tree, take_lock
 from flexinfer.oci.writer import BLOB_MODE
 from flexinfer.store.stamps import Stamp, hash_file
 from flexinfer.store.verify import StampedBlobs
@@ -87,8 +87,8 @@ class Checkouts:
         self._private = blobs.private / "checkouts"
 
     def prepare(self) -> None:
-        for folder in (self._folder, self._private):
-            folder.mkdir(parents=True, exist_ok=True)
+        """Make the folders. Raises as `BlobFolder.prepare`."""
+        make_folders(self._folder, self._private)
 
     def lease(self, digest: Digest, files: Mapping[str, Digest]) -> Checkout:
         """Return a lease on the folder that has *files* (path → blob), filled if it is not there whole.
@@ -257,7 +257,7 @@ def copy_verified(source: Path, place: Path, digest: Digest) -> Stamp:
         writing = os.open(place, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             _copy(reading, writing)
-            hasher = hash_file(writing)
+            hasher = hash_file(writing, path=place)
             if hasher.digest != digest:
                 os.unlink(place)
                 raise IntegrityError(

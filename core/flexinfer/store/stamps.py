@@ -19,7 +19,7 @@ from pathlib import Path
 
 from flexinfer.errors import IntegrityError, NotFound, Unavailable
 from flexinfer.oci.digest import BUFFER_BYTES, Digest, Hasher, hex_of
-from flexinfer.oci.durable import is_same_file, wait_for_lock
+from flexinfer.oci.durable import is_same_file, read_error, wait_for_lock
 from flexinfer.oci.target import missing_blob
 
 _MAX_TURNS = 100
@@ -137,6 +137,8 @@ def locked_blob(digest: Digest, blob: Path, *, wait_s: float) -> Iterator[int]:
             file = os.open(blob, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
             raise missing_blob(digest, where=str(blob.parent)) from None
+        except OSError as error:
+            raise read_error(error, path=blob) from error
         try:
             wait_for_lock(file, path=blob, exclusive=True, wait_s=wait_s)
             if is_same_file(file, blob):
@@ -147,13 +149,20 @@ def locked_blob(digest: Digest, blob: Path, *, wait_s: float) -> Iterator[int]:
     raise Unavailable(f"{blob}: it is replaced again and again", code="store_busy")
 
 
-def hash_file(file: int) -> Hasher:
-    """Return the hash of the whole open file, read in bounded pieces from its start."""
+def hash_file(file: int, *, path: Path) -> Hasher:
+    """Return the hash of the whole open file, read in bounded pieces from its start.
+
+    Raises:
+        ResourceExhausted: code `disk_error`: the disk cannot read it.
+    """
     hasher = Hasher()
     buffer = bytearray(BUFFER_BYTES)
     view = memoryview(buffer)
-    while count := os.preadv(file, [buffer], hasher.size):
-        hasher.update(view[:count])
+    try:
+        while count := os.preadv(file, [buffer], hasher.size):
+            hasher.update(view[:count])
+    except OSError as error:
+        raise read_error(error, path=path) from error
     return hasher
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flexinfer.errors import IntegrityError, NotFound
 from flexinfer.oci import BlobFolder, Digest
-from flexinfer.oci.durable import is_same_file, lock
+from flexinfer.oci.durable import is_same_file, lock, make_folders
 from flexinfer.store.stamps import Stamp, Stamps, hash_file, locked_blob, mismatch
 
 # How often a file may change under the hash before that is called a fault.
@@ -61,7 +61,7 @@ class StampedBlobs(BlobFolder):
 
     def prepare(self) -> None:
         super().prepare()
-        (self.private / "stamps").mkdir(parents=True, exist_ok=True)
+        make_folders(self.private / "stamps")
 
     def is_good(self, digest: Digest, size: int) -> bool:
         """Say whether the blob is there and its stamp holds: otherwise the same bytes may replace it."""
@@ -110,7 +110,7 @@ class StampedBlobs(BlobFolder):
                 return VerifyResult(digest=digest, size=before.st_size, hashed_bytes=0)
             for _ in range(_MAX_TURNS):
                 before = os.fstat(file)
-                hasher = hash_file(file)
+                hasher = hash_file(file, path=path)
                 if hasher.digest != digest:
                     self._quarantine(digest, file, hasher.digest)
                     raise mismatch(digest, hasher, what=what)

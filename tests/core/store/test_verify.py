@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flexinfer.errors import IntegrityError, NotFound
+from flexinfer.store import Store
+
+Flip = Callable[[Path], None]
+
+
+def test_untouched_bytes_are_not_hashed_again(published: Any) -> None:
+    assert published.store.ensure_verified(published.weights).hashed_bytes == 0
+    assert Store(published.store.root).ensure_verified(published.weights).hashed_bytes == 0
+
+
+def test_force_hashes_whatever_the_stamp_says(published: Any) -> None:
+    result = published.store.ensure_verified(published.weights, force=True)
+    assert result.hashed_bytes == result.size == 512_000
+
+
+def test_a_touched_file_is_hashed_once_and_believed_again(published: Any) -> None:
+    os.utime(published.store.path(published.weights))
+    assert published.store.ensure_verified(published.weights).hashed_bytes == 512_000
+    assert published.store.ensure_verified(published.weights).hashed_bytes == 0
+
+
+def test_a_lost_or_damaged_stamp_costs_one_hash(published: Any) -> None:
+    stamp = published.store.root / ".flexinfer/stamps" / published.weights.removeprefix("sha256:")
+    for damage in (b"", b"[1,2,3]", b"[true,1,1,1]", b"{}", b"\xff"):
+        stamp.write_bytes(damage)
+        assert published.store.ensure_verified(published.weights).hashed_bytes == 512_000
+        assert published.store.ensure_verified(published.weights).hashed_bytes == 0
+
+
+def test_a_blob_that_another_tool_put_there_is_hashed_first(store: Store) -> None:
+    digest = store.put_bytes(b"theirs")
+    path = store.path(digest)
+    path.unlink()
+    path.write_bytes(b"theirs")
+    assert store.ensure_verified(digest).hashed_bytes == 6
+
+
+def test_a_flipped_bit_is_found_named_and_quarantined(published: Any, flip: Flip) -> None:
+    flip(published.store.path(published.weights))
+    with pytest.raises(IntegrityError) as caught:
+        published.store.ensure_verified(published.weights, what="smol:q8-0: model.gguf")
+    assert caught.value.code == "digest_mismatch"
+    assert caught.value.exit_code == 7
+    assert "smol:q8-0: model.gguf" in caught.value.message
+    assert published.weights in caught.value.message
+    assert not published.store.has(published.weights)
+    (held,) = published.store.quarantined()
+    assert held.expected == published.weights
+    assert held.found != published.weights
+    assert held.size == 512_000
+
+
+def test_a_flipped_bit_under_a_restored_time_is_found(published: Any, flip: Flip) -> None:
+    path = published.store.path(published.weights)
+    before = path.stat()
+    _wait_for_another_tick(path.parent.parent / "tick", before.st_ctime_ns)
+    flip(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(IntegrityError):
+        published.store.ensure_verified(published.weights)
+
+
+def test_quarantined_bytes_are_fetched_again(published: Any, flip: Flip, tmp_path: Path) -> None:
+    source = tmp_path / "model.gguf"
+    source.write_bytes(published.store.path(published.weights).read_bytes())
+    flip(published.store.path(published.weights))
+    with pytest.raises(IntegrityError):
+        published.store.checkout(published.manifest.digest)
+    with pytest.raises(NotFound) as caught:
+        published.store.checkout(published.manifest.digest)
+    assert caught.value.code == "blob_missing"
+    assert "model.gguf" in caught.value.message
+    published.store.ingest_file(source, expected=published.weights)
+    with published.store.checkout(published.manifest.digest) as checkout:
+        assert (checkout.path / "model.gguf").read_bytes() == source.read_bytes()
+
+
+def test_the_right_bytes_replace_a_blob_that_was_touched(published: Any, flip: Flip) -> None:
+    data = published.store.path(published.weights).read_bytes()
+    flip(published.store.path(published.weights))
+    published.store.put_bytes(data)
+    assert published.store.path(published.weights).read_bytes() == data
+    assert published.store.ensure_verified(published.weights).hashed_bytes == 0
+
+
+def test_a_writer_of_a_damaged_blob_does_not_find_it_done(published: Any, flip: Flip) -> None:
+    data = published.store.path(published.weights).read_bytes()
+    flip(published.store.path(published.weights))
+    with published.store.writer(key="x", expected=published.weights) as writer:
+        assert writer.done is None
+        writer.write(data)
+        writer.commit()
+    assert published.store.ensure_verified(published.weights, force=True).hashed_bytes == 512_000
+
+
+def test_the_report_of_an_artifact_names_the_file(published: Any, flip: Flip) -> None:
+    assert published.store.verify_artifact(published.manifest.digest, force=True).failures == ()
+    flip(published.store.path(published.weights))
+    report = published.store.verify_artifact(published.manifest.digest)
+    (failure,) = report.failures
+    assert (failure.path, failure.digest) == ("model.gguf", published.weights)
+    assert failure.artifact == published.manifest.digest
+    assert failure.code == "digest_mismatch"
+    (failure,) = published.store.verify_artifact(published.manifest.digest).failures
+    assert failure.code == "blob_missing"
+
+
+def test_a_damaged_manifest_is_a_failure_too(published: Any, flip: Flip) -> None:
+    flip(published.store.path(published.manifest.digest))
+    (failure,) = published.store.verify_artifact(published.manifest.digest).failures
+    assert (failure.path, failure.code) == ("manifest", "digest_mismatch")
+    with pytest.raises(NotFound):
+        published.store.checkout(published.manifest.digest)
+
+
+def test_a_damaged_statement_is_a_failure_of_its_artifact(published: Any, flip: Flip) -> None:
+    (referrer,) = published.store.referrers(published.manifest.digest)
+    layer = published.store.manifest(referrer.digest).layers[0]
+    flip(published.store.path(layer.digest))
+    with pytest.raises(IntegrityError):
+        published.store.evidence(published.manifest.digest)
+    (failure,) = published.store.verify_artifact(published.manifest.digest, force=True).failures
+    assert failure.digest == layer.digest
+
+
+def test_a_scrub_finds_what_is_wrong_and_what_is_missing(published: Any, flip: Flip) -> None:
+    clean = published.store.scrub()
+    assert (clean.failures, clean.missing) == ((), ())
+    assert clean.checked == 7
+    flip(published.store.path(published.weights))
+    (failure,) = published.store.scrub().failures
+    assert (failure.path, failure.digest) == ("model.gguf", published.weights)
+    (missing,) = published.store.scrub().missing
+    assert (missing.path, missing.code) == ("model.gguf", "blob_missing")
+
+
+def test_a_running_reader_is_not_disturbed_by_a_scrub(published: Any, flip: Flip) -> None:
+    with published.store.open(published.weights) as stream:
+        flip(published.store.path(published.weights))
+        published.store.scrub()
+        assert len(stream.read()) == 512_000
+
+
+def test_a_process_that_died_while_it_hashed_blocks_nobody(published: Any) -> None:
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import fcntl, os, sys; f = os.open(sys.argv[1], os.O_RDONLY); "
+            "fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()",
+            str(published.store.path(published.weights)),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        holder.kill()
+        holder.wait()
+        assert published.store.ensure_verified(published.weights, force=True).hashed_bytes
+
+
+def _wait_for_another_tick(probe: Path, ctime_ns: int) -> None:
+    """Return once the file system's clock has moved: two changes within one tick look like one."""
+    limit = time.monotonic() + 10
+    while time.monotonic() < limit:
+        probe.write_bytes(b"")
+        if probe.stat().st_ctime_ns > ctime_ns:
+            probe.unlink()
+            return
+    raise AssertionError("the file system's clock stands still")
