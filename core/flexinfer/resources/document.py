@@ -10,6 +10,7 @@ import json
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import ValidationError
@@ -136,7 +137,7 @@ def _problem(kind: type[Part], root: Node, detail: ErrorDetails) -> Problem:
         case "missing":
             mark, _ = find(root, loc[:-1])
             return Problem(mark, f"missing key {str(loc[-1])!r}")
-        case "literal_error":
+        case "literal_error" | "enum":
             return Problem(_value_mark(root, loc), _not_listed(kind, loc, detail["input"]))
         case "value_error":
             return Problem(_value_mark(root, loc), str(detail["ctx"]["error"]))
@@ -174,7 +175,11 @@ def _unknown(kind: type[Part], loc: Path) -> str:
 
 
 def _not_listed(kind: type[Part], loc: Path, found: object) -> str:
-    options = [str(option) for option in get_args(_type_at(kind, loc))]
+    listed_type = _type_at(kind, loc)
+    if isinstance(listed_type, type) and issubclass(listed_type, Enum):
+        options = [str(option.value) for option in listed_type]
+    else:
+        options = [str(option) for option in get_args(listed_type)]
     listed = ", ".join(options)
     one_of = f"one of {listed}" if len(options) > 1 else listed
     hint = nearest(found, options) if isinstance(found, str) else ""
