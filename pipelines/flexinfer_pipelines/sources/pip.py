@@ -76,23 +76,30 @@ async def find_wheel(name: str, version: str, *, environ: Mapping[str, str], cwd
         ) from error
 
 
-async def configured_urls(*, environ: Mapping[str, str], cwd: Path) -> tuple[str, ...]:
-    """Return the index and find-links URLs of the user's pip, credentials included."""
-    found: list[str] = []
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Configuration:
+    """What the user's pip is configured with, where we need to know it."""
+
+    urls: tuple[str, ...]
+    """Index and find-links URLs, credentials included."""
+    certificates: str
+    """The bundle that it verifies with; empty: none is named."""
+
+
+async def configuration(*, environ: Mapping[str, str], cwd: Path) -> Configuration:
+    """Return what `pip config list` says, and what its environment variables do."""
+    urls: list[str] = []
+    certificates = ""
     for line in await _pip(["config", "list"], environ, cwd):
         key, separator, value = line.partition("=")
-        if separator and key.rpartition(".")[2] in _URL_KEYS:
-            found += value.strip().strip("'\"").replace("\\n", " ").split()
-    return tuple(url for url in dict.fromkeys(found) if "://" in url)
-
-
-async def certificate(*, environ: Mapping[str, str], cwd: Path) -> str:
-    """Return the bundle that the user's pip verifies with, from its configuration; empty: none is named."""
-    for line in await _pip(["config", "list"], environ, cwd):
-        key, _, value = line.partition("=")
-        if key.rpartition(".")[2] == "cert":
-            return value.strip().strip("'\"")
-    return ""
+        name = key.rpartition(".")[2]
+        if separator and name in _URL_KEYS:
+            urls += value.strip().strip("'\"").replace("\\n", " ").split()
+        if separator and name == "cert":
+            certificates = value.strip().strip("'\"")
+    return Configuration(
+        urls=tuple(url for url in dict.fromkeys(urls) if "://" in url), certificates=certificates
+    )
 
 
 async def _pip(arguments: list[str], environ: Mapping[str, str], cwd: Path) -> tuple[str, ...]:

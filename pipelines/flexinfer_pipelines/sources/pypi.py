@@ -23,7 +23,7 @@ from flexinfer.oci.layout_target import in_thread
 from flexinfer.resources.source import SourceUri
 from flexinfer_pipelines.license import from_metadata
 from flexinfer_pipelines.sources import Moved, Resolved, Source, SourceFile
-from flexinfer_pipelines.sources.pip import Wheel, certificate, configured_urls, find_wheel
+from flexinfer_pipelines.sources.pip import Wheel, configuration, find_wheel
 from flexinfer_pipelines.sources.wheels import find_member, open_wheel, read_member
 
 # Where the public index keeps its files; other indexes are the user's own words.
@@ -142,10 +142,10 @@ class PypiSource(Source):
 
     async def _client(self, url: str, own: tuple[str, str] | None) -> Client:
         environ, cwd = self.tools.environ, self.tools.scratch
-        configured = await configured_urls(environ=environ, cwd=cwd)
+        pip = await configuration(environ=environ, cwd=cwd)
         credentials: dict[tuple[str, int], str] = {}
         named: list[str] = [f"https://{host}" for host in self.tools.settings.build.allowed_hosts]
-        for one in configured:
+        for one in pip.urls:
             if urlsplit(one).scheme in ("http", "https"):
                 plain, pair = split_credentials(one)
                 named.append(plain)
@@ -154,14 +154,13 @@ class PypiSource(Source):
         if own is not None and not own[1].startswith("***"):  # pip strikes passwords out
             credentials[origin_of(url).address] = _basic(*own)
         _add_netrc(credentials, origin_of(url).address, environ)
-        # A public mirror may keep its files on another public host: pip was told so by the index it trusts.
-        hosts = (*_PUBLIC, origin_of(url).host)
-        bundle = await certificate(environ=environ, cwd=cwd)
-        trusted = (
-            {**environ, "PIP_CERT": bundle} if bundle and not environ.get("PIP_CERT") else environ
-        )
+        # The user's own pip was sent there by the index that it trusts, and would dial it: also where a company's
+        # name server answers for a public host with the address of its mirror.
+        named.append(url)
+        named_ca = pip.certificates and not environ.get("PIP_CERT")
+        trusted = {**environ, "PIP_CERT": pip.certificates} if named_ca else environ
         return Client(
-            Policy.of(hosts, configured=named),
+            Policy.of(_PUBLIC, configured=named),
             environ=trusted,
             credentials=credentials,
             timeouts=Timeouts(stall_s=self.tools.settings.build.fetch_stall_s),

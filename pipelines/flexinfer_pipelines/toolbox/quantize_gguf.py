@@ -20,10 +20,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import struct
 import sys
+import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 import gguf
@@ -154,18 +158,18 @@ def read_header(stream: BinaryIO, size: int) -> Header:
     return Header(pairs, tensors, alignment, padded(stream.tell(), alignment))
 
 
-def target_of(tensor: Tensor, wanted: Kind) -> Kind:
-    """Return the type to write *tensor* in (the decisions 1 to 5)."""
+def target_of(tensor: Tensor, wanted: Kind) -> tuple[Kind, bool]:
+    """Return the type to write *tensor* in (the decisions 1 to 5), and whether that is a fallback."""
     if tensor.kind in INTEGERS:
-        return tensor.kind
+        return tensor.kind, False
     if len(tensor.dims) < 2:
-        return Kind.F32
+        return Kind.F32, False
     name = tensor.name.decode("utf-8", "replace")
     if not name.endswith(".weight") or any(part in name for part in KEPT):
-        return tensor.kind if tensor.kind in FLOATS else Kind.F32
+        return (tensor.kind if tensor.kind in FLOATS else Kind.F32), False
     if tensor.dims[0] % gguf.GGML_QUANT_SIZES[wanted][0]:
-        return Kind.F16
-    return wanted
+        return Kind.F16, True
+    return wanted, False
 
 
 def size_of(dims: tuple[int, ...], kind: Kind) -> int:
@@ -275,9 +279,10 @@ def quantize(source_path: str, output_path: str, wanted: str) -> dict[str, Any]:
     with open(source_path, "rb", buffering=1 << 20) as source:
         size = os.fstat(source.fileno()).st_size
         header = read_header(source, size)
-        kinds = [target_of(tensor, Kind[wanted]) for tensor in header.tensors]
+        decided = [target_of(tensor, Kind[wanted]) for tensor in header.tensors]
+        kinds = [kind for kind, _ in decided]
         report = Report(sum(size_of(t.dims, t.kind) for t in header.tensors))
-        with open(partial, "wb", buffering=1 << 20) as sink:
+        with removed_on_failure(partial), open(partial, "wb", buffering=1 << 20) as sink:
             write_header(sink, header, kinds, wanted)
             for tensor, kind in zip(header.tensors, kinds, strict=True):
                 source.seek(header.data_offset + tensor.offset)
@@ -293,18 +298,35 @@ def quantize(source_path: str, output_path: str, wanted: str) -> dict[str, Any]:
         os.fsync(folder)
     finally:
         os.close(folder)
-    fallbacks = sum(
-        1
-        for tensor, kind in zip(header.tensors, kinds, strict=True)
-        if kind == Kind.F16 and wanted != "F16" and len(tensor.dims) > 1 and tensor.kind != Kind.F16
-    )
     return {
         "tensors": dict(sorted(Counter(kind.name for kind in kinds).items())),
-        "fallbacks": fallbacks,
+        "fallbacks": sum(is_fallback for _, is_fallback in decided),
         "bytes": written,
         "cpu_s": round(time.process_time(), 2),
         "peak_rss_bytes": peak_rss_bytes(),
     }
+
+
+@contextmanager
+def removed_on_failure(path: str) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        raise
+
+
+def end_with_parent() -> None:
+    """End when who started us is gone: the reading end of its pipe, if it gave us one, tells."""
+    lifeline = os.environ.pop("FLEXINFER_LIFELINE", "")
+    if lifeline:
+
+        def watch() -> None:
+            os.read(int(lifeline), 1)
+            os.killpg(0, signal.SIGKILL)
+
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def peak_rss_bytes() -> int:
@@ -326,6 +348,7 @@ def main() -> None:
     parser.add_argument("--output", required=True)
     parser.add_argument("--type", required=True, choices=sorted(TARGETS))
     asked = parser.parse_args()
+    end_with_parent()
     try:
         tell({"result": quantize(asked.input, asked.output, asked.type)})
     except Refused as error:
