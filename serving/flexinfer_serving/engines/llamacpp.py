@@ -37,7 +37,7 @@ _ENCODERS = frozenset(
 )  # fmt: skip
 # Between two parts of a computation the threads wait for one another. By default they spin, and where
 # another process wants the core, a factor of ten is lost (docs/notes/llamacpp-threads.md).
-_ENVIRONMENT = {"GOMP_SPINCOUNT": "1000"}
+_ENVIRONMENT = {"GOMP_SPINCOUNT": "100"}
 
 
 class LlamaCpp(Engine):

@@ -33,7 +33,7 @@ _UNPARSED = re.compile(r"Failed to parse (messages|tools): ([\w '\-]{1,80})")
 _NOISE = re.compile(
     r"\[json\.exception[^\]]{0,80}\]\s*|;? ?last read: .*|(?:/[\w.\-]+){2,}|\s*- hint:.*|[{\[].*"
 )
-_SPACE = re.compile(r"[\s\x00-\x1f\x7f]+")
+_SPACE = re.compile(r"\s+")
 
 
 def error(status: int, body: bytes, endpoint: Endpoint | None) -> EngineError:
@@ -115,7 +115,8 @@ def _context(param: str, used: int | None, limit: int | None) -> EngineError:
 
 def _mistake(message: str, *, status: int) -> EngineError:
     field = _FIELD.search(message)
-    cleaned = _SPACE.sub(" ", _NOISE.sub("", message)).strip(" .;:,")
+    shown = "".join(c if c.isprintable() else " " for c in _NOISE.sub("", message))
+    cleaned = _SPACE.sub(" ", shown).strip(" .;:,")
     if len(cleaned) > MAX_MESSAGE_CHARACTERS:
         cleaned = cleaned[:MAX_MESSAGE_CHARACTERS] + "…"
     return EngineError(
