@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from functools import cache
 
 from jinja2 import nodes
@@ -21,7 +21,9 @@ from flexinfer.formats.render_child import environment
 MAX_SOURCE_BYTES = 256 << 10
 MAX_DEPTH = 64
 MAX_LOOP_DEPTH = 6
-MAX_NODES = 20_000  # the largest published template known has below two thousand
+# The largest published template known has below two thousand elements and four thousand tokens.
+MAX_NODES = 20_000
+MAX_TOKENS = 50_000  # counted before parsing, which takes ten times as long
 
 FUNCTIONS = frozenset({"dict", "namespace", "raise_exception", "range", "strftime_now"})
 # `append`, `pop` and the like change a list: the sandbox refuses them when they are reached.
@@ -74,6 +76,9 @@ def check_tree(source: str) -> None:
     if size > MAX_SOURCE_BYTES:
         raise Fault(0, f"has {size} bytes; expected at most {MAX_SOURCE_BYTES}")
     try:
+        for count, _ in enumerate(_environment().lex(source)):
+            if count == MAX_TOKENS:
+                raise Fault(0, f"has more than {MAX_TOKENS} tokens")
         tree = _environment().parse(source)
     except TemplateSyntaxError as error:
         raise Fault(error.lineno, f"is not valid Jinja: {error.message}") from error
@@ -81,22 +86,28 @@ def check_tree(source: str) -> None:
         raise Fault(0, "is nested too deeply to parse") from error
     except (ValueError, OverflowError) as error:  # a number or string literal that cannot be
         raise Fault(0, f"has a literal that cannot be read: {str(error)[:200]}") from error
-    macros = frozenset(macro.name for macro in tree.find_all(nodes.Macro)) | {"caller", "loop"}
-    count = 0
-    for node, depth, loops in _walk(tree):
-        count += 1
-        if count > MAX_NODES:
-            raise Fault(node.lineno, f"has more than {MAX_NODES} elements")
-        if depth > MAX_DEPTH:
-            raise Fault(node.lineno, f"is nested deeper than {MAX_DEPTH}")
-        if loops > MAX_LOOP_DEPTH:
-            raise Fault(node.lineno, f"nests loops deeper than {MAX_LOOP_DEPTH}")
-        _check_node(node, macros)
+    checked = list(_bounded(tree))
+    macros = {node.name for node in checked if isinstance(node, nodes.Macro)}
+    known = FUNCTIONS | macros | {"caller", "loop"}
+    for node in checked:
+        _check_node(node, known)
 
 
 @cache
 def _environment() -> ImmutableSandboxedEnvironment:
     return environment()
+
+
+def _bounded(tree: nodes.Node) -> Iterator[nodes.Node]:
+    """Yield every node, as long as the tree keeps within the limits."""
+    for count, (node, depth, loops) in enumerate(_walk(tree)):
+        if count == MAX_NODES:
+            raise Fault(node.lineno, f"has more than {MAX_NODES} elements")
+        if depth > MAX_DEPTH:
+            raise Fault(node.lineno, f"is nested deeper than {MAX_DEPTH}")
+        if loops > MAX_LOOP_DEPTH:
+            raise Fault(node.lineno, f"nests loops deeper than {MAX_LOOP_DEPTH}")
+        yield node
 
 
 def _walk(tree: nodes.Node) -> Iterator[tuple[nodes.Node, int, int]]:
@@ -113,7 +124,7 @@ def _walk(tree: nodes.Node) -> Iterator[tuple[nodes.Node, int, int]]:
             waiting.append((child, depth if same else depth + 1, inner_loops))
 
 
-def _check_node(node: nodes.Node, macros: frozenset[str]) -> None:
+def _check_node(node: nodes.Node, functions: Set[str]) -> None:
     if type(node) not in _NODES:
         raise Fault(node.lineno, f"uses {type(node).__name__.lower()}, which is not allowed")
     match node:
@@ -133,7 +144,7 @@ def _check_node(node: nodes.Node, macros: frozenset[str]) -> None:
         case nodes.Macro():
             _check_name(node.lineno, node.name)
         case nodes.Call():
-            _check_call(node, macros)
+            _check_call(node, functions)
         case nodes.Filter():
             _check_filter(node)
         case nodes.Test():
@@ -153,12 +164,12 @@ def _check_member(line: int, name: str) -> None:
         raise Fault(line, f'accesses "{name[:80]}"')
 
 
-def _check_call(node: nodes.Call, macros: frozenset[str]) -> None:
+def _check_call(node: nodes.Call, functions: Set[str]) -> None:
     if node.dyn_args is not None or node.dyn_kwargs is not None:
         raise Fault(node.lineno, "calls with * or ** arguments")
     match node.node:
         case nodes.Name(name=name):
-            if name not in FUNCTIONS and name not in macros:
+            if name not in functions:
                 raise Fault(node.lineno, f"calls {shown(name)}")
         case nodes.Getattr(attr=attr):
             if attr not in METHODS:

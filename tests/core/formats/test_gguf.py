@@ -290,11 +290,11 @@ HOSTILE: dict[str, tuple[Case, str]] = {
     ),
     "array past the end": (
         lambda b: b.gguf([b.array("a", b.U32, [1, 2], count=2000)], [], data=64),
-        "remain",
+        "claims 2000 elements",
     ),
     "string array past the end": (
         lambda b: b.gguf([b.array("a", b.STRING, ["x"] * 600, count=620)], []),
-        "element",
+        "element 602 needs 8 bytes",
     ),
     "string in an array past the end": (
         lambda b: b.gguf(

@@ -128,10 +128,13 @@ REFUSED = {
     "a number of 5000 digits": ("{{ " + "9" * 5000 + " }}", "literal"),
     "257 KiB": ("x" * (257 << 10), "at most 262144"),
     "parentheses 70 deep": ("{{ " + "[" * 70 + "]" * 70 + " }}", "deeper than 64"),
-    "parentheses 50000 deep": ("{{ " + "(" * 50_000 + "1" + ")" * 50_000 + " }}", "too deeply"),
-    "unary 50000 deep": ("{{ " + "not " * 50_000 + "1 }}", "too deeply"),
+    "parentheses 5000 deep": ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "too deeply"),
+    "unary 5000 deep": ("{{ " + "not " * 5000 + "1 }}", "too deeply"),
+    "a chain of 20000": ("{{ " + "a+" * 20_000 + "a }}", "elements"),
+    "a chain of 130000": ("{{ " + "a+" * 130_000 + "a }}", "tokens"),
+    "a path of 2000": ("{{ a" + ".a" * 2000 + " }}", "deeper than 64"),
     "seven loops": ("{% for a in b %}" * 7 + "{% endfor %}" * 7, "loops deeper than 6"),
-    "25000 elements": ("{{ a }}" * 25_000, "elements"),
+    "25000 outputs": ("{{ a }}" * 25_000, "tokens"),
 }
 
 
