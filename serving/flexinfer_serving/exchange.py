@@ -26,7 +26,7 @@ from flexinfer_serving.client import LINGER_S, Client, ClientGone, Headers
 from flexinfer_serving.dispatch import Admission, Ticket
 from flexinfer_serving.forward import Head, Reply, UpstreamFault
 from flexinfer_serving.openai import errors, sse
-from flexinfer_serving.openai.request import OpenAIRequest, read
+from flexinfer_serving.openai.request import read
 from flexinfer_serving.replies import (
     EngineRefusal,
     check_kind,
@@ -69,6 +69,7 @@ class Exchange:
         self._has_first_byte = False
         self._held_s = 0.0
         self._dropped: tuple[str, ...] = ()
+        self._body = b""
         self._cut: Cut = ""
         self._work: asyncio.Task[None] | None = None
         self._idle_s = router.section.stream_idle_timeout_s
@@ -77,11 +78,11 @@ class Exchange:
         code = "internal_error"
         self._router.active.add(self)
         try:
-            body = await self._client.body(
+            self._body = await self._client.body(
                 limit_bytes=self._router.section.max_body_bytes,
                 timeout_s=self._router.section.body_timeout_s,
             )
-            await self._race(body)
+            await self._race()
             code = "ok"
         except ClientGone:
             code = "client_gone"
@@ -102,11 +103,11 @@ class Exchange:
 
     # Racing -----------------------------------------------------------------------------------------------
 
-    async def _race(self, body: bytes) -> None:
+    async def _race(self) -> None:
         """Do the work, unless something cuts it."""
         loop = asyncio.get_running_loop()
         patience_s = _patience_s(self._client.header(b"x-request-deadline"))
-        self._work = loop.create_task(self._serve(body, self._started_s + patience_s))
+        self._work = loop.create_task(self._serve(self._started_s + patience_s))
         watch = loop.create_task(self._client.gone())
         watch.add_done_callback(lambda _: self._cut_off("client"))
         timer = None
@@ -140,8 +141,9 @@ class Exchange:
 
     # Work -------------------------------------------------------------------------------------------------
 
-    async def _serve(self, body: bytes, deadline_s: float) -> None:
-        request = read(self._endpoint, body, limits=self._router.tokens)
+    async def _serve(self, deadline_s: float) -> None:
+        request = read(self._endpoint, self._body, limits=self._router.tokens)
+        self._body = b""
         self._is_stream = request.is_stream
         self._dropped = request.dropped
         model = self._router.dispatcher.find(request.model)
@@ -154,7 +156,7 @@ class Exchange:
         payload = request.body(
             model=model.name, context_tokens=model.context_tokens, limits=self._router.tokens
         )
-        del body
+        del request  # it holds the client's bytes; a long wait needs ours only
         self._record.size_bytes = len(payload)
         self._router.retries.arrived()
         self._phase = "queued"
@@ -166,11 +168,11 @@ class Exchange:
             record=self._record,
         )
         try:
-            await self._forward(ticket, request, payload)
+            await self._forward(ticket, payload)
         finally:
             ticket.finish()
 
-    async def _forward(self, ticket: Ticket, request: OpenAIRequest, payload: bytes) -> None:
+    async def _forward(self, ticket: Ticket, payload: bytes) -> None:
         for retry in range(MAX_RETRIES + 1):
             self._phase = "queued"
             admission = await self._admitted(ticket)
@@ -180,7 +182,7 @@ class Exchange:
             if reply is None:
                 continue
             try:
-                await self._answer(admission, engine, request, reply)
+                await self._answer(admission, engine, reply)
             finally:
                 await reply.close()
             return
@@ -237,15 +239,13 @@ class Exchange:
 
     # Answers ----------------------------------------------------------------------------------------------
 
-    async def _answer(
-        self, admission: Admission, engine: Engine, request: OpenAIRequest, reply: Reply
-    ) -> None:
+    async def _answer(self, admission: Admission, engine: Engine, reply: Reply) -> None:
         self._phase = "answering"
         if reply.status >= 400:
             raise await read_refusal(engine, reply, self._endpoint, idle_s=self._idle_s)
-        check_kind(reply, is_stream=request.is_stream)
+        check_kind(reply, is_stream=self._is_stream)
         about = self._about(admission.model, admission.replica)
-        if not request.is_stream:
+        if not self._is_stream:
             await self._whole(reply, about)
         elif self._client.has_started:
             values = " ".join(

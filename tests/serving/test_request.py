@@ -1,0 +1,237 @@
+"""Reading a request: what passes, what is refused with which words, and what an engine gets."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flexinfer.engine import Endpoint
+from flexinfer.errors import InvalidInput
+from flexinfer_serving.openai.request import OpenAIRequest, TokenLimits, read, read_object
+
+LIMITS = TokenLimits(default=100, maximum=1000)
+MESSAGES = [{"role": "user", "content": "hi"}]
+
+
+def chat(**more: Any) -> OpenAIRequest:
+    body = {"model": "m", "messages": MESSAGES, **more}
+    return read(Endpoint.CHAT, json.dumps(body).encode(), limits=LIMITS)
+
+
+def forwarded(request: OpenAIRequest, *, context_tokens: int = 4096) -> dict[str, Any]:
+    body = request.body(model="real-name", context_tokens=context_tokens, limits=LIMITS)
+    found: dict[str, Any] = json.loads(body)
+    return found
+
+
+def refusal(
+    endpoint: Endpoint = Endpoint.CHAT, body: bytes | None = None, **more: Any
+) -> InvalidInput:
+    raw = (
+        json.dumps({"model": "m", "messages": MESSAGES, **more}).encode() if body is None else body
+    )
+    with pytest.raises(InvalidInput) as caught:
+        read(endpoint, raw, limits=LIMITS)
+    return caught.value
+
+
+def test_the_engine_gets_the_models_name_and_not_the_alias() -> None:
+    assert forwarded(chat())["model"] == "real-name"
+
+
+def test_a_request_without_max_tokens_gets_the_default() -> None:
+    assert forwarded(chat())["max_tokens"] == 100
+
+
+def test_the_default_is_bounded_by_the_context() -> None:
+    assert forwarded(chat(), context_tokens=50)["max_tokens"] == 50
+
+
+def test_the_newer_spelling_of_max_tokens_counts_and_only_one_is_sent() -> None:
+    found = forwarded(chat(max_tokens=5, max_completion_tokens=7))
+    assert found["max_tokens"] == 7
+    assert "max_completion_tokens" not in found
+
+
+def test_an_embedding_gets_no_max_tokens() -> None:
+    request = read(Endpoint.EMBEDDINGS, b'{"model":"m","input":"x"}', limits=LIMITS)
+    assert "max_tokens" not in forwarded(request)
+
+
+def test_values_reach_the_engine_as_the_client_wrote_them() -> None:
+    body = b'{"model":"m","messages":[{"role":"user","content":"\\u00e9 1.0"}],"temperature":0.70}'
+    request = read(Endpoint.CHAT, body, limits=LIMITS)
+    sent = request.body(model="m", context_tokens=10, limits=LIMITS)
+    assert b'[{"role":"user","content":"\\u00e9 1.0"}]' in sent
+    assert b'"temperature":0.70' in sent
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cache_salt",
+        "n_discard",
+        "id_slot",
+        "priority",
+        "extra_args",
+        "cache_prompt",
+        "user",
+        "made_up",
+    ],
+)
+def test_fields_of_an_engine_are_dropped_and_named(name: str) -> None:
+    request = chat(**{name: 1})
+    assert name not in forwarded(request)
+    assert request.dropped == (name,)
+
+
+@pytest.mark.parametrize("name", ["chat_template", "chat_template_kwargs", "add_generation_prompt"])
+def test_a_template_of_the_callers_is_refused(name: str) -> None:
+    error = refusal(**{name: "{{ x }}"})
+    assert (error.code, error.param) == ("template_override", name)
+
+
+@pytest.mark.parametrize(
+    "name", ["grammar", "lora", "guided_regex", "prompt_embeds", "json_schema"]
+)
+def test_what_would_change_the_computation_is_refused(name: str) -> None:
+    error = refusal(**{name: "x"})
+    assert (error.code, error.param) == ("field_not_allowed", name)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("n", 10000), ("n", 0), ("n", -1), ("n", 1.5), ("n", "1"), ("n", True),
+        ("max_tokens", 10**9), ("max_tokens", 0), ("max_tokens", -5), ("max_tokens", 1.5), ("max_tokens", "9"),
+        ("max_completion_tokens", 10**9), ("top_logprobs", 10**6), ("logprobs", 5),
+        ("temperature", "0.5"), ("temperature", 3), ("temperature", -1), ("temperature", True),
+        ("top_p", 2), ("stop", ["x"] * 17), ("stop", [""]), ("stop", "x" * 257), ("stop", [1]),
+        ("stream", "yes"), ("stream", 1), ("logit_bias", [1]), ("tools", {}), ("tools", [{}] * 129),
+        ("seed", 2**64), ("response_format", "json"), ("messages", []), ("messages", "hi"),
+        ("messages", [1]), ("messages", [{"content": "x"}]), ("model", ""), ("model", 1), ("model", "x" * 300),
+        ("tools", [{"schema": "x" * 300_000}]),
+    ],
+)  # fmt: skip
+def test_a_value_out_of_range_names_its_field(name: str, value: Any) -> None:
+    assert refusal(**{name: value}).param == name
+
+
+@pytest.mark.parametrize("name", ["n", "temperature", "max_tokens", "stop", "stream", "tools"])
+def test_null_is_as_good_as_absent(name: str) -> None:
+    assert chat(**{name: None}).model == "m"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "body", "param"),
+    [
+        (Endpoint.COMPLETIONS, {"model": "m", "prompt": "x", "best_of": 9}, "best_of"),
+        (Endpoint.COMPLETIONS, {"model": "m", "prompt": "x", "logprobs": 6}, "logprobs"),
+        (Endpoint.COMPLETIONS, {"model": "m", "prompt": []}, "prompt"),
+        (Endpoint.COMPLETIONS, {"model": "m"}, "prompt"),
+        (Endpoint.EMBEDDINGS, {"model": "m", "input": ""}, "input"),
+        (Endpoint.EMBEDDINGS, {"model": "m", "input": ["a", ""]}, "input"),
+        (Endpoint.EMBEDDINGS, {"model": "m", "input": ["a", 1]}, "input"),
+        (Endpoint.EMBEDDINGS, {"model": "m", "input": ["a"] * 2049}, "input"),
+        (Endpoint.EMBEDDINGS, {"input": "x"}, "model"),
+        (Endpoint.CHAT, {"model": "m"}, "messages"),
+    ],
+)
+def test_each_endpoint_has_its_own_fields(endpoint: Endpoint, body: Any, param: str) -> None:
+    assert refusal(endpoint, json.dumps(body).encode()).param == param
+
+
+@pytest.mark.parametrize("value", ["x", ["a", "b"], [1, 2], [[1], [2]]])
+def test_texts_and_tokens_embed(value: Any) -> None:
+    body = json.dumps({"model": "m", "input": value}).encode()
+    assert forwarded(read(Endpoint.EMBEDDINGS, body, limits=LIMITS))["input"] == value
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"null", b"[]", b'"x"', b"{", b"{}x", b'{"model":NaN}', b'{"model":"m","messages":Infinity}',
+        b"\xef\xbb\xbf{}", '{"model":"m"}'.encode("utf-16"), b'{"model":"\xff"}', b"{'a':1}",
+        b'{"model":"m","messages":[{"role":"user","content":"\\ud800"}]}',
+        b'{"model":"m","messages":[{"role":"user","content":"\x00"}]}',
+        b'{"a":' + b"[" * 10_000 + b"]" * 10_000 + b"}",
+        b'{"a":' + b"[" * 65 + b"]" * 65 + b"}",
+        b'{"a":' + b'{"b":' * 70 + b"1" + b"}" * 70 + b"}",
+        b"{" + b",".join(b'"k%d":1' % n for n in range(200)) + b"}",
+        b'{"a":[' + b",".join([b"[]"] * 200_000) + b"]}",
+    ],
+    ids=range(19),
+)  # fmt: skip
+def test_what_is_not_a_plain_json_object_is_refused(body: bytes) -> None:
+    assert refusal(body=body).code == "invalid_json"
+
+
+def test_a_whole_surrogate_pair_passes() -> None:
+    assert chat(messages=[{"role": "user", "content": "\U0001f600"}]).model == "m"
+
+
+def test_brackets_in_strings_are_not_depth() -> None:
+    assert chat(messages=[{"role": "user", "content": '[{"\\' * 500}]).model == "m"
+
+
+def test_sixty_four_levels_pass() -> None:
+    assert read_object(b'{"a":' + b"[" * 63 + b"]" * 63 + b"}")
+
+
+def test_of_a_key_that_comes_twice_the_last_counts_for_us_and_for_the_engine() -> None:
+    body = b'{"model":"a","model":"b","n":9999,"n":1,"messages":[{"role":"user","content":"x"}]}'
+    request = read(Endpoint.CHAT, body, limits=LIMITS)
+    assert request.model == "b"
+    assert request.body(model="b", context_tokens=9, limits=LIMITS).count(b'"n"') == 1
+
+
+def test_an_escaped_key_is_the_same_key() -> None:
+    error = refusal(body=b'{"model":"m","messages":[],"chat\\u005ftemplate":"x"}')
+    assert error.code == "template_override"
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1/x", "file:///etc/passwd", "https://example.org/a.png", "gopher://x"]
+)
+def test_an_image_address_is_never_fetched(url: str) -> None:
+    part = {"type": "image_url", "image_url": {"url": url}}
+    assert refusal(messages=[{"role": "user", "content": [part]}]).code == "source_not_allowed"
+
+
+def test_image_data_passes() -> None:
+    part = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    assert chat(messages=[{"role": "user", "content": [part]}]).model == "m"
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.text(max_size=20),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+    ),
+    max_leaves=20,
+)
+_NAMES = st.sampled_from(
+    ["n", "stop", "tools", "temperature", "messages", "model", "max_tokens", "chat_template", "x"]
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(tree=st.dictionaries(_NAMES | st.text(max_size=8), _JSON, max_size=8))
+def test_any_object_is_read_or_refused_and_what_is_sent_holds_only_allowed_fields(
+    tree: dict[str, Any],
+) -> None:
+    body = json.dumps({"model": "m", "messages": MESSAGES, **tree}).encode()
+    try:
+        request = read(Endpoint.CHAT, body, limits=LIMITS)
+    except InvalidInput as error:
+        assert error.code
+        return
+    sent = forwarded(request)
+    assert sent.keys() <= {*request.values, "model", "max_tokens"}
+    assert 1 <= sent["max_tokens"] <= LIMITS.maximum
+    for name in request.values:
+        assert sent[name] == tree.get(name, MESSAGES)
