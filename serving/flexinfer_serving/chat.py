@@ -6,8 +6,8 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, TextIO
@@ -145,10 +145,11 @@ class Talk:
         self.messages.append({"role": "user", "content": text})
         pieces: list[str] = []
         try:
-            for piece in self._answer():
-                pieces.append(piece)
-                self.out.write(piece)
-                self.out.flush()
+            with closing(self._answer()) as answer:
+                for piece in answer:
+                    pieces.append(piece)
+                    self.out.write(piece)
+                    self.out.flush()
         except FlexInferError:
             self.messages.pop()
             if pieces:
@@ -189,7 +190,7 @@ class Talk:
             body["temperature"] = self.temperature
         return body
 
-    def _answer(self) -> Iterator[str]:
+    def _answer(self) -> Generator[str, None, None]:
         try:
             with (
                 _waiting(self.err) as arrived,
