@@ -52,6 +52,11 @@ def read_entry_file(file: Path) -> str:
         raise _unreadable(file, error.strerror or str(error)) from error
 
 
+def real(path: Path) -> Path:
+    """Return *path* without links. Unlike `Path.resolve` it does not raise for a link to itself."""
+    return Path(os.path.realpath(path))
+
+
 class _Walk:
     def __init__(self, max_files: int, max_names: int) -> None:
         self.files: list[Path] = []
@@ -68,9 +73,9 @@ class _Walk:
             self.problems.append(_unreadable(path, error.strerror or str(error)))
             return
         if is_folder:
-            self._folder(path, path.resolve(), depth=0)
+            self._folder(path, real(path), depth=0)
         else:
-            self._take(path, path.resolve())
+            self._take(path, real(path))
 
     def _folder(self, folder: Path, root: Path, *, depth: int) -> None:
         if depth > MAX_DEPTH:
@@ -87,7 +92,7 @@ class _Walk:
                 return
             if one.is_dir(follow_symlinks=False):
                 self._folder(Path(one.path), root, depth=depth + 1)
-            elif one.name.lower().endswith(_SUFFIXES) and not one.is_dir():
+            elif one.name.lower().endswith(_SUFFIXES):
                 self._file(Path(one.path), root, is_link=one.is_symlink())
 
     def _bounded(self, found: Iterator[os.DirEntry[str]]) -> list[os.DirEntry[str]]:
@@ -103,7 +108,7 @@ class _Walk:
 
     def _file(self, file: Path, root: Path, *, is_link: bool) -> None:
         # Kubernetes mounts a ConfigMap as links to a hidden folder beside them: that is inside.
-        target = file.resolve() if is_link else file.parent.resolve() / file.name
+        target = real(file) if is_link else real(file.parent) / file.name
         if not target.is_relative_to(root):
             self.problems.append(_unreadable(file, f"it links to a file outside {root}"))
             return

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from flexinfer.catalog import rules
-from flexinfer.catalog.folder import entry_files, read_entry_file
+from flexinfer.catalog.folder import entry_files, read_entry_file, real
 from flexinfer.errors import FlexInferError, InvalidInput, NotFound
 from flexinfer.places import Home
 from flexinfer.resources.document import Document, DocumentInvalid, parse_located
@@ -44,7 +44,7 @@ def search_paths(section: CatalogSection, home: Home, cwd: Path) -> tuple[Path, 
     customary = [cwd / "catalogs", home.catalogs, *_built_in()]
     found: dict[Path, Path] = {}
     for path in (*named, *(path for path in customary if path.is_dir())):
-        found.setdefault(path.resolve(), path)
+        found.setdefault(real(path), path)
     return tuple(found.values())
 
 

@@ -1,0 +1,118 @@
+"""`flexinfer catalog`: what a user sees, and the exit code that a script reads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from flexinfer.commands.catalog import app
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEXINFER_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+
+
+def _run(*arguments: str | Path) -> Result:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def test_lint_counts_what_is_good(write: Write) -> None:
+    result = _run("lint", write("m.yaml"))
+    assert (result.exit_code, result.stdout) == (0, "ok: 1 entry, 2 variants\n")
+
+
+def test_lint_prints_one_line_for_each_problem_and_exits_with_two(write: Write) -> None:
+    slip = write("slip.yaml", "slip")
+    slip.write_text(slip.read_text().replace("license", "licence").replace("variants", "variant"))
+    kind = write("x/quantizer.yaml", "other")
+    kind.write_text(kind.read_text().replace("format: gguf", "format: gugf", 1))
+    result = _run("lint", slip, kind.parent)
+    assert result.exit_code == 2
+    assert result.stdout.splitlines() == [
+        f"{slip}:4:1: missing key 'license'",
+        f"{slip}:4:1: missing key 'variants'",
+        f"{slip}:6:3: unknown key 'licence'; did you mean 'license'?",
+        f"{slip}:8:3: unknown key 'variant'; did you mean 'variants'?",
+        f"{kind}:9:39: no quantizer named 'gugf' (known: none, gguf); did you mean 'gguf'?",
+        "5 problems; usable: 1 entry, 2 variants",
+    ]
+
+
+def test_lint_warns_of_an_entry_that_is_not_used_and_of_one_that_moves(write: Write) -> None:
+    first = write("a/m.yaml", uri="hf://Org/repo/m.gguf")
+    second = write("b/m.yaml")
+    result = _run("lint", first.parent, second.parent)
+    assert result.exit_code == 0
+    assert f"{second}:3:18: warning: entry 'm' is not used: {first} comes first" in result.stdout
+    assert f"{first}:5:17: warning: no revision" in result.stdout
+
+
+def test_lint_names_a_path_that_is_not_there() -> None:
+    result = _run("lint", "absent")
+    assert result.exit_code == 2
+    assert "absent:1:1: cannot be used: No such file" in result.stdout
+
+
+def test_lint_without_a_path_looks_where_builds_look(write: Write) -> None:
+    write("catalogs/bad.yaml").write_text("kind: [\n")
+    result = _run("lint")
+    assert result.exit_code == 2
+    assert "catalogs/bad.yaml:2:1: not YAML" in result.stdout
+
+
+def test_list_shows_each_entry_with_where_it_is_from(write: Write) -> None:
+    file = write("catalogs/m.yaml", "mine")
+    result = _run("list")
+    row = next(line for line in result.stdout.splitlines() if line.startswith("mine "))
+    assert row.split() == ["mine", "q8-0", "q4-0", "MIT", "file:///m.gguf", str(file)]
+    assert any(line.startswith("smollm2-135m-instruct ") for line in result.stdout.splitlines())
+
+
+def test_list_says_on_the_side_that_files_are_not_usable(write: Write) -> None:
+    write("catalogs/bad.yaml").write_text("")
+    result = _run("list", "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)
+    assert "1 file is not usable" in _run("list").stderr
+
+
+def test_json_has_the_reference_of_each_variant(write: Write) -> None:
+    file = write("catalogs/m.yaml", "mine", repository="team/mine")
+    rows = {row["entry"]: row for row in json.loads(_run("list", "--json").stdout)}
+    assert rows["mine"] == {
+        "entry": "mine",
+        "source": "file:///m.gguf",
+        "license": "MIT",
+        "repository": "team/mine",
+        "variants": [
+            {"name": "q8-0", "format": "gguf", "type": "Q8_0", "reference": "team/mine:q8-0"},
+            {"name": "q4-0", "format": "gguf", "type": "Q4_0", "reference": "team/mine:q4-0"},
+        ],
+        "file": str(file),
+    }
+
+
+def test_an_entry_in_the_home_is_found_and_gone_when_it_is_removed(
+    tmp_path: Path, write: Write
+) -> None:
+    write("home/catalogs/m.yaml", "mine")
+    assert "mine " in _run("list").stdout
+    shutil.rmtree(tmp_path / "home")
+    assert "mine " not in _run("list").stdout
+
+
+@pytest.mark.parametrize("command", ["lint", "list"])
+def test_help_has_an_example(command: str) -> None:
+    assert f"Example: flexinfer catalog {command}" in _run(command, "--help").stdout
