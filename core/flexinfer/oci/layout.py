@@ -67,14 +67,12 @@ class Layout:
             found = os.stat(self._index_path)
         except FileNotFoundError:
             return Index.empty()
-        stamp = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
         cached = self._cached
-        if cached is not None and cached[0] == stamp:
+        if cached is not None and cached[0] == _stamp(found):
             return cached[1]
         with open(self._index_path, "rb") as stream:
-            opened = os.fstat(stream.fileno())
+            stamp = _stamp(os.fstat(stream.fileno()))
             index = Index.parse(stream.read(MAX_INDEX_BYTES + 1))
-        stamp = (opened.st_ino, opened.st_size, opened.st_mtime_ns, opened.st_ctime_ns)
         self._cached = (stamp, index)
         return index
 
@@ -91,6 +89,8 @@ class Layout:
             if after is not before:
                 scratch = self.blobs.private / "index.tmp"
                 replace_file(self._index_path, after.to_bytes(), scratch=scratch)
+                # Nobody else writes while we hold the lock, so what lies there is what we know.
+                self._cached = (_stamp(os.stat(self._index_path)), after)
 
     def resolve(self, name: str) -> Descriptor:
         """Return the manifest called *name*: `<repository>:<tag>`, `…@<digest>`, or a digest.
@@ -220,3 +220,7 @@ def expand(layout: Layout, prefix: str) -> Descriptor:
     if not found:
         raise missing_artifact(prefix, where=str(layout.root))
     return found[0]
+
+
+def _stamp(found: os.stat_result) -> tuple[int, int, int, int]:
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

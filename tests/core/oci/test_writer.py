@@ -1,0 +1,288 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from flexinfer.errors import IntegrityError, ResourceExhausted, Unavailable
+from flexinfer.oci import BlobFolder, digest_of
+from flexinfer.oci.durable import lock
+
+DATA = bytes(range(256)) * 1000
+DIGEST = digest_of(DATA)
+
+# Writes half, says so, waits for a line, writes the rest and commits.
+HALF = """
+import sys
+from pathlib import Path
+from flexinfer.oci import BlobFolder
+folder = BlobFolder(Path(sys.argv[1]))
+data = bytes(range(256)) * 1000
+with folder.writer(key="k", expected=sys.argv[2] or None, expected_size=len(data)) as writer:
+    writer.write(data[:128_000])
+    print("half", flush=True)
+    sys.stdin.readline()
+    writer.write(data[128_000:])
+    print(writer.commit().digest, flush=True)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> BlobFolder:
+    blobs = BlobFolder(tmp_path)
+    blobs.prepare()
+    return blobs
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    limit = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.005)
+
+
+def _partials(folder: BlobFolder) -> list[str]:
+    return [name for name in os.listdir(folder.partials) if name.endswith(".partial")]
+
+
+def test_a_committed_blob_is_whole_and_read_only(folder: BlobFolder) -> None:
+    with folder.writer(key="k") as writer:
+        writer.write(DATA[:100])
+        writer.write(DATA[100:])
+        found = writer.commit()
+    assert (found.digest, found.size) == (DIGEST, len(DATA))
+    assert folder.path(DIGEST).read_bytes() == DATA
+    assert folder.path(DIGEST).stat().st_mode & 0o777 == 0o444
+    assert _partials(folder) == []
+
+
+def test_nothing_is_visible_before_the_commit(folder: BlobFolder) -> None:
+    with folder.writer(key="k", expected=DIGEST) as writer:
+        writer.write(DATA)
+        assert not folder.has(DIGEST)
+
+
+def test_leaving_without_a_commit_keeps_what_came(folder: BlobFolder) -> None:
+    with folder.writer(key="k", expected=DIGEST) as writer:
+        writer.write(DATA[:1000])
+    with folder.writer(key="another", expected=DIGEST) as writer:
+        assert writer.offset == 1000
+        writer.write(DATA[1000:])
+        writer.commit()
+    assert folder.path(DIGEST).read_bytes() == DATA
+
+
+def test_keys_without_a_digest_do_not_share_what_came(folder: BlobFolder) -> None:
+    with folder.writer(key="one") as writer:
+        writer.write(DATA[:1000])
+    with folder.writer(key="two") as writer:
+        assert writer.offset == 0
+    with folder.writer(key="one") as writer:
+        assert writer.offset == 1000
+
+
+def test_a_restart_forgets_what_came(folder: BlobFolder) -> None:
+    with folder.writer(key="k", expected=DIGEST) as writer:
+        writer.write(b"wrong from the start")
+        writer.restart()
+        assert writer.offset == 0
+        writer.write(DATA)
+        writer.commit()
+    assert folder.path(DIGEST).read_bytes() == DATA
+
+
+def test_a_discard_leaves_nothing(folder: BlobFolder) -> None:
+    with folder.writer(key="k", expected=DIGEST) as writer:
+        writer.write(DATA)
+        writer.discard()
+    assert _partials(folder) == []
+
+
+def test_wrong_bytes_go_to_quarantine_and_get_no_name(folder: BlobFolder) -> None:
+    with folder.writer(key="m.gguf", expected=DIGEST) as writer:
+        writer.write(b"wrong")
+        with pytest.raises(IntegrityError, match=r"m\.gguf.*expected " + DIGEST):
+            writer.commit()
+    (held,) = folder.quarantined()
+    assert (held.expected, held.found) == (DIGEST, digest_of(b"wrong"))
+    assert list(folder.digests()) == []
+    assert _partials(folder) == []
+
+
+def test_quarantine_keeps_the_newest_only(folder: BlobFolder) -> None:
+    for number in range(20):
+        with folder.writer(key="k", expected=DIGEST) as writer:
+            writer.write(b"%d" % number)
+            with pytest.raises(IntegrityError):
+                writer.commit()
+    assert len(folder.quarantined()) == 16
+
+
+def test_a_byte_too_many_is_refused_at_once(folder: BlobFolder) -> None:
+    with folder.writer(key="k", expected=DIGEST, expected_size=len(DATA)) as writer:
+        writer.write(DATA)
+        with pytest.raises(IntegrityError, match="got more"):
+            writer.write(b"x")
+    assert _partials(folder) == []
+
+
+def test_a_partial_that_is_too_long_begins_anew(folder: BlobFolder) -> None:
+    with folder.writer(key="k", expected=DIGEST) as writer:
+        writer.write(DATA + b"more")
+    with folder.writer(key="k", expected=DIGEST, expected_size=len(DATA)) as writer:
+        assert writer.offset == 0
+
+
+def test_what_cannot_fit_is_refused_before_a_byte_moves(folder: BlobFolder) -> None:
+    with (
+        pytest.raises(ResourceExhausted, match=str(1 << 60)) as caught,
+        folder.writer(key="k", expected=DIGEST, expected_size=1 << 60),
+    ):
+        raise AssertionError("entered")
+    assert caught.value.code == "disk_full"
+    assert str(folder.partials) in caught.value.message
+
+
+def test_what_is_there_is_done_before_it_begins(folder: BlobFolder) -> None:
+    folder.put_bytes(DATA)
+    with folder.writer(key="k", expected=DIGEST) as writer:
+        assert writer.done is not None
+        assert writer.offset == len(DATA)
+        assert writer.commit().digest == DIGEST
+    assert _partials(folder) == []
+
+
+def test_a_read_only_partial_of_a_dead_commit_is_taken_up(folder: BlobFolder) -> None:
+    with folder.writer(key="k", expected=DIGEST) as writer:
+        writer.write(DATA)
+    (name,) = _partials(folder)
+    (folder.partials / name).chmod(0o444)
+    with folder.writer(key="k", expected=DIGEST) as writer:
+        assert writer.offset == len(DATA)
+        writer.commit()
+    assert folder.has(DIGEST)
+
+
+@pytest.mark.parametrize("expected", [DIGEST, ""])
+def test_who_waits_for_another_process_finds_the_work_done(
+    folder: BlobFolder, expected: str
+) -> None:
+    with _half_written(folder, expected) as holder:
+        thread, seen = _second(folder, expected)
+        wait_until(lambda: _has_open(folder.partials))
+        assert holder.stdin is not None
+        holder.stdin.write(b"\n")
+        holder.stdin.flush()
+        thread.join(30)
+    assert seen == [("done", len(DATA))]
+    assert list(folder.digests()) == [DIGEST]
+
+
+@pytest.mark.parametrize("expected", [DIGEST, ""])
+def test_a_killed_writer_blocks_nobody_and_loses_nothing(folder: BlobFolder, expected: str) -> None:
+    with _half_written(folder, expected) as holder:
+        thread, seen = _second(folder, expected)
+        wait_until(lambda: _has_open(folder.partials))
+        holder.kill()
+        holder.wait()
+        thread.join(30)
+    assert seen == [("writes", 128_000)]
+    assert folder.path(DIGEST).read_bytes() == DATA
+
+
+def test_who_waits_for_a_writer_that_stands_still_is_told(folder: BlobFolder) -> None:
+    with (
+        folder.writer(key="k", expected=DIGEST) as first,
+        pytest.raises(Unavailable, match="no progress") as caught,
+        folder.writer(key="k", expected=DIGEST, wait_s=0),
+    ):
+        raise AssertionError("entered")
+    assert caught.value.code == "store_busy"
+    assert first.offset == 0
+
+
+def test_threads_that_put_the_same_bytes_all_succeed(folder: BlobFolder) -> None:
+    found: list[str] = []
+    threads = [Thread(target=lambda: found.append(folder.put_bytes(DATA))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [DIGEST] * 8
+
+
+def test_old_partials_go_and_those_of_living_writers_stay(folder: BlobFolder) -> None:
+    with folder.writer(key="dead") as writer:
+        writer.write(b"dead")
+    with folder.writer(key="alive") as writer:
+        writer.write(b"alive")
+        now = time.time()
+        assert folder.remove_old(max_age_s=3600, now_s=now) == (0, 0)
+        assert folder.remove_old(max_age_s=3600, now_s=now + 7200) == (1, 4)
+        assert writer.commit().size == 5
+
+
+def test_a_lock_whose_file_was_replaced_is_taken_on_the_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    entered: list[int] = []
+
+    def second() -> None:
+        with lock(path) as descriptor:
+            entered.append(os.fstat(descriptor).st_ino)
+
+    with lock(path):
+        thread = Thread(target=second)
+        thread.start()
+        wait_until(lambda: _open_count(tmp_path) >= 2)
+        path.unlink()
+    thread.join(30)
+    assert entered == [path.stat().st_ino]
+
+
+def _half_written(folder: BlobFolder, expected: str) -> subprocess.Popen[bytes]:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HALF, str(folder.root), expected],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"half\n"
+    return holder
+
+
+def _second(folder: BlobFolder, expected: str) -> tuple[Thread, list[tuple[str, int]]]:
+    """Begin a second writer of the same key in a thread; return what it will have seen."""
+    seen: list[tuple[str, int]] = []
+
+    def write() -> None:
+        wanted = DIGEST if expected else None
+        with folder.writer(key="k", expected=wanted, expected_size=len(DATA)) as writer:
+            seen.append(("done" if writer.done else "writes", writer.offset))
+            if writer.done is None:
+                writer.write(DATA[writer.offset :])
+            writer.commit()
+
+    thread = Thread(target=write)
+    thread.start()
+    return thread, seen
+
+
+def _has_open(folder: Path) -> bool:
+    return _open_count(folder) > 0
+
+
+def _open_count(folder: Path) -> int:
+    """How many files in *folder* this process has open."""
+    count = 0
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            count += os.readlink(f"/proc/self/fd/{name}").startswith(f"{folder}/")
+        except FileNotFoundError:
+            continue
+    return count
