@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from flexinfer.commands.artifact import app
+from flexinfer.errors import IntegrityError, InvalidInput, NotFound
+from flexinfer.places import Home
+from flexinfer.store import Store
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(home: Home) -> Run:
+    def invoke(*arguments: str) -> Result:
+        return CliRunner().invoke(app, list(arguments), env={"FLEXINFER_HOME": str(home.root)})
+
+    return invoke
+
+
+@pytest.fixture
+def published(home: Home, publish: Callable[..., Any]) -> Any:
+    return publish(Store(home.store))
+
+
+def test_an_empty_store_says_what_to_do(run: Run) -> None:
+    assert "flexinfer build" in run("ls").stdout
+    assert json.loads(run("ls", "--json").stdout) == []
+
+
+def test_ls_lists_what_others_read_from_it(run: Run, published: Any) -> None:
+    (row,) = json.loads(run("ls", "--json").stdout)
+    (evidence,) = row.pop("evidence")
+    assert row == {
+        "reference": "smol:q8-0",
+        "digest": published.manifest.digest,
+        "format": "gguf",
+        "quantization": "Q8_0",
+        "sizeBytes": 512_006,
+        "architecture": "llama",
+        "createdAt": "1970-01-01T00:00:00Z",
+        "error": "",
+    }
+    assert evidence["predicateType"] == "https://in-toto.io/attestation/test-result/v0.1"
+    assert evidence["result"] == "PASSED"
+    assert evidence["digest"] != published.manifest.digest
+
+
+def test_the_table_is_plain_where_there_is_no_terminal(run: Run, published: Any) -> None:
+    head, row = run("ls").stdout.splitlines()
+    assert head.split() == ["reference", "digest", "format", "quantization", "size", "evidence"]
+    assert row.split()[:4] == ["smol:q8-0", published.manifest.digest[:19], "gguf", "Q8_0"]
+    assert row.endswith("test-result PASSED")
+
+
+def test_a_build_is_listed_only_where_it_has_no_other_name(run: Run, published: Any) -> None:
+    store = published.store
+    store.tag("smol:build-0f", published.manifest)
+
+    def names(*more: str) -> list[str]:
+        return [row["reference"] for row in json.loads(run("ls", "--json", *more).stdout)]
+
+    assert names() == ["smol:q8-0"]
+    assert names("--all") == ["smol:build-0f", "smol:q8-0"]
+    store.untag("smol:q8-0")
+    assert names() == ["smol:build-0f"]
+    store.untag("smol:build-0f")
+    assert names() == []
+    assert names("--all") == [""]
+
+
+def test_what_cannot_be_read_is_listed_with_its_reason(
+    run: Run, published: Any, flip: Callable[[Path], None]
+) -> None:
+    flip(published.store.path(published.manifest.digest))
+    (row,) = json.loads(run("ls", "--json").stdout)
+    assert row["error"].startswith("manifest_digest")
+
+
+def test_inspect_takes_a_name_a_digest_or_its_first_digits(run: Run, published: Any) -> None:
+    digest = published.manifest.digest
+    for reference in ("smol:q8-0", digest, digest[7:19], digest[:19], f"smol:q8-0@{digest}"):
+        about = json.loads(run("inspect", reference, "--json").stdout)
+        assert about["digest"] == digest
+        assert {file["path"] for file in about["files"]} == {"model.gguf", "docs/LICENSE"}
+        assert about["annotations"]["ai.flexinfer.source"] == "pypi://x==1/y"
+        assert about["statements"][0]["predicate"]["passedTests"] == ["smoke"]
+
+
+def test_inspect_is_readable(run: Run, published: Any) -> None:
+    text = run("inspect", "smol:q8-0").stdout
+    for words in (published.manifest.digest, "model.gguf", "500.0 KiB", "PASSED", "llama"):
+        assert words in text
+
+
+def test_inspect_of_nothing_is_not_found(run: Run, published: Any) -> None:
+    assert isinstance(run("inspect", "smol:other").exception, NotFound)
+
+
+def test_inspect_of_too_few_digits_is_no_guess(run: Run, published: Any) -> None:
+    assert isinstance(run("inspect", published.manifest.digest[:10]).exception, InvalidInput)
+
+
+def test_verify_hashes_every_byte(run: Run, published: Any) -> None:
+    (report,) = json.loads(run("verify", "--json").stdout)
+    assert report["verified"] is True
+    assert report["hashedBytes"] > 512_000
+    assert run("verify", "smol:q8-0").stdout.startswith("ok     smol:q8-0")
+
+
+def test_verify_names_a_flipped_byte_and_exits_with_7(
+    home: Home, published: Any, flip: Callable[[Path], None]
+) -> None:
+    flip(published.store.path(published.weights))
+    done = subprocess.run(
+        [sys.executable, "-m", "flexinfer", "artifact", "verify"],
+        env={**os.environ, "FLEXINFER_HOME": str(home.root)},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 7
+    assert done.stderr.startswith("error[digest_mismatch]: ")
+    for words in ("model.gguf", published.weights):
+        assert words in done.stderr
+        assert words in done.stdout
+    assert published.manifest.digest in done.stdout
+
+
+def test_verify_of_what_is_missing_fails_too(
+    run: Run, published: Any, flip: Callable[[Path], None]
+) -> None:
+    flip(published.store.path(published.weights))
+    assert isinstance(run("verify").exception, IntegrityError)
+    again = run("verify").exception
+    assert isinstance(again, IntegrityError)
+    assert again.code == "blob_missing"
+
+
+def test_scrub_counts_and_fails(run: Run, published: Any, flip: Callable[[Path], None]) -> None:
+    assert run("scrub").stdout.startswith("7 blobs are right")
+    flip(published.store.path(published.weights))
+    failed = run("scrub", "--json")
+    assert isinstance(failed.exception, IntegrityError)
+    assert json.loads(failed.stdout)["failures"][0]["path"] == "model.gguf"
+
+
+@pytest.mark.parametrize("command", ["ls", "inspect", "verify", "scrub"])
+def test_help_has_an_example(run: Run, command: str) -> None:
+    assert f"Example: flexinfer artifact {command}" in run(command, "--help").stdout
