@@ -63,11 +63,11 @@ _PASSAGES = (
     "The library is open from nine in the morning until eight in the evening, Monday to Saturday. Books "
     "may be borrowed for four weeks; after that there is a small fee for each day.",
 )
-_CUTS = (0.35, 0.7, 1.0)
+_CUTS = (0.5, 1.0)
 
 
 def divergence_contexts() -> tuple[str, ...]:
-    """Return the beginnings after which the next token is asked for, each passage cut between words at three places.
+    """Return the beginnings after which the next token is asked for, each passage cut between words in the middle, and whole.
 
     The cuts of one passage follow one another, so that an engine computes what they share once.
     """

@@ -1,0 +1,82 @@
+"""Whether a plan's artifact is in the store already, whole and good enough: then there is nothing to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flexinfer.artifact import ANNOTATION_BUILD_KEY, PREDICATE_TEST_RESULT
+from flexinfer.artifact.evidence import parse_test_result
+from flexinfer.errors import IntegrityError, NotFound
+from flexinfer.oci import Descriptor
+from flexinfer.resources.entry import Validate
+from flexinfer.store import Store
+from flexinfer_pipelines.plan import Plan, build_reference
+from flexinfer_pipelines.steps.validate import still_passes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """What a build has to show."""
+
+    reference: str
+    digest: str
+    size_bytes: int
+    quantization: str
+    format: str
+    is_new: bool
+    """False: it was there before."""
+    measurements: dict[str, float | int | str | bool]
+
+
+def find_built(store: Store, plan: Plan, key: str, checks: Validate) -> Built | None:
+    """Return the artifact of *key* if it is there; None if there is something to do. Moves and hashes nothing.
+
+    Every layer must be there, and some evidence must hold all that *checks* ask for. Its variant's name is set
+    again where a crash came before that.
+    """
+    try:
+        manifest = store.resolve(build_reference(plan, key))
+        parsed = store.manifest(manifest.digest)
+        if parsed.annotations.get(ANNOTATION_BUILD_KEY) != key:
+            return None
+        if not all(store.has(layer.digest, layer.size) for layer in parsed.layers):
+            return None
+        found = describe(store, plan, manifest, checks)
+    except (NotFound, IntegrityError):
+        return None
+    if found is not None and not _is_named(store, plan, manifest):
+        store.tag(plan.reference, manifest)
+    return found
+
+
+def describe(
+    store: Store, plan: Plan, manifest: Descriptor, checks: Validate, *, is_new: bool = False
+) -> Built | None:
+    """Return what *manifest* has to show; None if no evidence of it is enough for *checks*.
+
+    Raises:
+        NotFound, IntegrityError: as the store.
+    """
+    artifact = store.artifact(manifest.digest)
+    for _, said in store.evidence(manifest.digest):
+        if said.predicate_type != PREDICATE_TEST_RESULT:
+            continue
+        result = parse_test_result(said.predicate)
+        if still_passes(result, checks, is_copy=plan.is_copy):
+            return Built(
+                reference=plan.reference,
+                digest=manifest.digest,
+                size_bytes=artifact.size_bytes,
+                quantization=artifact.config.quantization,
+                format=artifact.config.format,
+                is_new=is_new,
+                measurements=dict(result.measurements),
+            )
+    return None
+
+
+def _is_named(store: Store, plan: Plan, manifest: Descriptor) -> bool:
+    try:
+        return store.resolve(plan.reference).digest == manifest.digest
+    except NotFound:
+        return False
