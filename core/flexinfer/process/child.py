@@ -80,9 +80,8 @@ class Child:
         """
         try:
             if not self._was_asked:
-                self._was_asked = (
-                    True  # some programs take a second SIGTERM for an order to drop all
-                )
+                # Once: some programs take a second SIGTERM for an order to drop all.
+                self._was_asked = True
                 self._leader.signal_group(signal.SIGTERM)
                 # A stopped process handles nothing but SIGKILL and this.
                 self._leader.signal_group(signal.SIGCONT)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from flexinfer.errors import InvalidInput, NotFound
 from flexinfer.process import (
     UNKNOWN_EXIT,
+    Child,
     ProcessSpec,
     Record,
     adopt,
@@ -27,6 +28,7 @@ from flexinfer.process import (
     procfs,
     start,
 )
+from flexinfer.process.leader import Leader
 
 MakeSpec = Callable[..., ProcessSpec]
 Wait = Callable[[Callable[[], object], str], None]
@@ -145,21 +147,40 @@ def test_a_number_that_is_anothers_by_now_is_left_alone(
     assert is_alive(orphan)
 
 
-def test_the_group_number_of_a_dead_leader_is_not_trusted(
-    make_spec: MakeSpec, orphan: Record
-) -> None:
-    """The leader is gone, its number lives on as another's group: nothing in that group bears the mark."""
-
+def test_a_group_whose_leader_is_another_by_now_is_not_signalled(make_spec: MakeSpec) -> None:
     async def scenario() -> None:
-        stale = replace(orphan, start_ticks=orphan.start_ticks - 1, mark="0-another")
-        await end(stale, grace_s=0)
         other = await start(make_spec("import time; time.sleep(1000)"))
-        await end(replace(Record.of(other), mark="0-another", start_ticks=1), grace_s=0)
-        assert other.returncode is None
-        await other.stop(grace_s=0)
+        leader = Leader(other.pid, started_at=other.started_at - 1, is_ours=False)
+        leader.signal_group(signal.SIGKILL)
+        leader.close()
+        assert await other.stop() == -signal.SIGTERM  # which came first
 
     asyncio.run(scenario())
-    assert is_alive(orphan)
+
+
+def test_a_group_whose_leader_is_gone_is_ended_by_its_mark_only(
+    make_spec: MakeSpec, wait_until: Wait
+) -> None:
+    """Its number may have been another group's since: then nothing in it bears the mark."""
+    code = """
+import subprocess, sys
+sleeper = [sys.executable, "-I", "-S", "-c", "import time; time.sleep(1000)"]
+print(subprocess.Popen(sleeper, stdout=subprocess.DEVNULL).pid)
+"""
+    command = [sys.executable, "-I", "-S", "-c", code]
+    with subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE) as gone:
+        assert gone.stdout is not None
+        stranger = int(gone.stdout.readline())
+
+    async def scenario() -> int:
+        leader = Leader(gone.pid, started_at=1, is_ours=False)
+        child = Child(make_spec(""), leader, mark="0-another", output=None, lifeline=None)
+        return await child.stop(grace_s=0)
+
+    assert asyncio.run(scenario()) == UNKNOWN_EXIT
+    assert is_running(stranger)
+    os.kill(stranger, signal.SIGKILL)
+    wait_until(lambda: not is_running(stranger), "its end")
 
 
 def test_a_zombie_is_not_alive(make_spec: MakeSpec, wait_until: Wait) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from flexinfer.errors import FlexInferError, InvalidInput, ProcessFailed
 from flexinfer.process import Child, ProcessSpec, procfs, run, start
+from flexinfer.process.output import PipeOutput
 
 MakeSpec = Callable[..., ProcessSpec]
 Until = Callable[[Callable[[], object], str], Awaitable[None]]
@@ -73,11 +74,12 @@ def test_nothing_is_inherited_that_is_not_named(
     make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("SECRET_TOKEN", "do not tell")
-    monkeypatch.setenv("FLEXINFER_LIFELINE", "17")
     code = "import os; print(sorted(os.environ)); print(len(os.listdir('/proc/self/fd')))"
     with (tmp_path / "open").open("w") as file:
         os.set_inheritable(file.fileno(), True)
-        spec = make_spec(code, environment={"LC_ALL": "C.UTF-8"}, lifeline=False)
+        # A number that came down from our own parent is no lifeline of the child's.
+        environment = {"LC_ALL": "C.UTF-8", "FLEXINFER_LIFELINE": "17"}
+        spec = make_spec(code, environment=environment, lifeline=False)
         finished = asyncio.run(run(spec, timeout_s=20))
 
     # 0, 1, 2 and the descriptor of the listing itself.
@@ -110,13 +112,20 @@ def test_stop_kills_what_ignores_sigterm(make_spec: MakeSpec, until: Until) -> N
 
 
 def test_stop_wakes_what_was_paused(make_spec: MakeSpec, until: Until) -> None:
+    code = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+print('up')
+time.sleep(1000)
+"""
+
     async def scenario() -> int:
-        child = await start(make_spec(FOREVER))
+        child = await start(make_spec(code))
         await said(child, until)
         os.kill(child.pid, signal.SIGSTOP)
         return await child.stop(grace_s=20)
 
-    assert asyncio.run(scenario()) == -signal.SIGTERM
+    assert asyncio.run(scenario()) == 7
 
 
 def test_two_stops_at_once_ask_once(make_spec: MakeSpec, until: Until) -> None:
@@ -259,6 +268,21 @@ def test_a_flood_in_the_pipe_blocks_nobody(make_spec: MakeSpec, until: Until) ->
         return status
 
     assert asyncio.run(scenario()) == -signal.SIGTERM
+
+
+def test_what_is_still_in_the_pipe_at_the_end_is_told() -> None:
+    lines: list[str] = []
+
+    async def scenario() -> None:
+        reading, writing = os.pipe()
+        output = PipeOutput(reading, asyncio.get_running_loop(), lines.append)
+        os.write(writing, b"one\ntwo")
+        output.close()  # while another process holds the writing end
+        output.close()
+        os.close(writing)
+
+    asyncio.run(scenario())
+    assert lines == ["one", "two"]
 
 
 def test_a_listener_that_raises_does_not_block_the_child(make_spec: MakeSpec) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -77,6 +78,24 @@ def test_a_lock_file_that_was_deleted_and_made_anew_is_another_lock(lock: Path) 
         with SingleInstance.acquire(lock, ABOUT):
             with pytest.raises(Conflict):
                 SingleInstance.acquire(lock, ABOUT)
+
+
+def test_a_file_that_was_deleted_while_it_was_locked_is_not_the_lock(
+    lock: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    flock = fcntl.flock
+
+    def deleted_just_before(descriptor: int, operation: int) -> None:
+        if not calls:
+            lock.unlink()
+        calls.append(operation)
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", deleted_just_before)
+    with SingleInstance.acquire(lock, ABOUT):
+        with pytest.raises(Conflict):
+            SingleInstance.acquire(lock, ABOUT)
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
