@@ -31,7 +31,7 @@ STARTER = EngineArtifact(
     context_length=8192,
     has_chat_template=True,
 )
-CONFIG = {"contextTokens": 256, "slots": 2, "cacheRamMiB": 16}
+CONFIG = {"contextTokens": 512, "slots": 2, "cacheRamMiB": 16}
 ONE_THREAD = Resources(threads=1, memory_bytes=4 << 30)
 READY_WITHIN_S = 120.0
 
@@ -149,11 +149,17 @@ def test_a_stream_ends_with_done(served: Served) -> None:
     assert post(served, Endpoint.CHAT, body).text.endswith("data: [DONE]\n\n")
 
 
+def test_one_request_may_use_the_whole_context(served: Served) -> None:
+    text = post(served, Endpoint.COMPLETIONS, {"prompt": [5] * 500, "max_tokens": 4})
+    assert text.json()["usage"]["total_tokens"] == 504
+    assert post(served, Endpoint.EMBEDDINGS, {"input": [5] * 500}).status_code == 200
+
+
 @pytest.mark.parametrize("endpoint", Endpoint)
 def test_an_input_beyond_the_context_is_the_clients_mistake(
     served: Served, endpoint: Endpoint
 ) -> None:
-    long = "word " * 300
+    long = "word " * 600
     bodies: dict[Endpoint, dict[str, Any]] = {
         Endpoint.CHAT: {"messages": [{"role": "user", "content": long}]},
         Endpoint.COMPLETIONS: {"prompt": long},
