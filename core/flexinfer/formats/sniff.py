@@ -136,7 +136,7 @@ def _is_pickle(head: bytes, *, whole: bool) -> bool:
                 return count > 2 and bool(seen & _ACTIVE_OR_CONTAINER)
             if count == _MAX_OPCODES:
                 return bool(seen & _ACTIVE_OR_CONTAINER)
-    except Exception:  # genops raises many kinds, and any of them means: not opcodes from here on
+    except ValueError:  # from here on these are no opcodes
         return not whole and count > 8 and bool(seen & _ACTIVE)
     return False
 
