@@ -128,21 +128,25 @@ time.sleep(1000)
     assert asyncio.run(scenario()) == 7
 
 
-def test_two_stops_at_once_ask_once(make_spec: MakeSpec, until: Until) -> None:
+def test_two_stops_ask_once(make_spec: MakeSpec, until: Until) -> None:
     code = """
-import signal, sys, time
+import os, signal, sys, time
 asked = []
-signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+signal.signal(signal.SIGTERM, lambda *_: (asked.append(1), print('asked')))
 print('up')
-while not asked: time.sleep(0.01)
-time.sleep(0.1)
+while not os.path.exists('go'): time.sleep(0.01)
 sys.exit(len(asked))
 """
 
     async def scenario() -> list[int]:
         child = await start(make_spec(code))
         await said(child, until)
-        return list(await asyncio.gather(child.stop(), child.stop(), child.wait()))
+        stops = [asyncio.create_task(child.stop()), asyncio.create_task(child.wait())]
+        await said(child, until, 2)  # a second signal now is not merged with the first
+        stops.append(asyncio.create_task(child.stop()))
+        await asyncio.sleep(0)
+        (child.spec.cwd / "go").touch()
+        return list(await asyncio.gather(*stops))
 
     assert asyncio.run(scenario()) == [1, 1, 1]
 
