@@ -21,13 +21,13 @@ from flexinfer.errors import (
 from flexinfer.fleet import DemandLease, FleetModel, FleetReplica, FleetSnapshot
 from flexinfer.log import get_logger
 from flexinfer.metrics import Metrics
-from flexinfer.plugins import nearest
 from flexinfer.settings import ServeSection
+from flexinfer_serving import lookup
 from flexinfer_serving.admission.effects import Admit, Effect, GateLimits, Refuse, RequestId, Wake
 from flexinfer_serving.admission.gate import Gate
-from flexinfer_serving.demand import Load, Schedule
 from flexinfer_serving.explain import Record
 from flexinfer_serving.fleet import DemandSink
+from flexinfer_serving.leasing import Lessor
 from flexinfer_serving.probing import Probe, Prober
 from flexinfer_serving.routing import STRATEGIES, Route, Strategy
 from flexinfer_serving.routing.least_loaded import LeastLoaded
@@ -56,11 +56,10 @@ class _Entry:
 
     model: FleetModel
     gate: Gate
-    schedule: Schedule
     prober: Prober | None = None
     tickets: dict[RequestId, Ticket] = field(default_factory=dict)
     timer: asyncio.TimerHandle | None = None
-    lease_timer: asyncio.TimerHandle | None = None
+    lessor: Lessor | None = None
     arrivals: int = 0
     active_s: float | None = None
     is_removed: bool = False
@@ -163,31 +162,12 @@ class Dispatcher:
         self._metrics.set("flexinfer_fleet_connected", int(is_connected))
         if is_connected:
             for entry in self._entries.values():
-                entry.schedule.forget()
-                self._renew(entry, self._clock.now_s())
+                if entry.lessor is not None:
+                    entry.lessor.start_over()
 
     def find(self, name: str) -> FleetModel:
-        """Return the Model of that name or alias.
-
-        Raises:
-            NotFound: code `model_not_found`, with the closest name.
-            Unavailable: code `fleet_unknown`: no snapshot has come yet.
-        """
-        if self.snapshot is None:
-            raise Unavailable(
-                "the router has not heard from the operator yet",
-                code="fleet_unknown",
-                retry_after_s=1.0,
-            )
-        model = self.snapshot.find(name)
-        if model is None:
-            known = [n for m in self.snapshot.models for n in (m.name, *m.aliases)]
-            raise NotFound(
-                f"there is no model {name[:128]!r}{nearest(name, known)}",
-                code="model_not_found",
-                param="model",
-            )
-        return model
+        """Return the Model of that name or alias. Raises what `lookup.find` raises."""
+        return lookup.find(self.snapshot, name)
 
     # Requests -------------------------------------------------------------------------------------------
 
@@ -251,11 +231,16 @@ class Dispatcher:
         entry.probe(replica)
         self._settle(entry, effects, now_s)
 
-    def refuse_waiting(self, code: str, message: str) -> None:
-        """Refuse everyone who still waits: the router ends."""
-        now_s = self._clock.now_s()
-        for entry in self._entries.values():
-            self._settle(entry, entry.gate.refuse_all(code, message, now_s=now_s), now_s)
+    @property
+    def waiting(self) -> dict[str, int]:
+        """Return how many wait, by Model; Models that nobody waits for are left out."""
+        return {name: e.gate.waiting for name, e in self._entries.items() if e.gate.waiting}
+
+    @property
+    def in_flight(self) -> dict[str, int]:
+        """Return how many are at an engine, by Model; Models without any are left out."""
+        found = {name: sum(e.gate.in_flight.values()) for name, e in self._entries.items()}
+        return {name: count for name, count in found.items() if count}
 
     def close(self) -> None:
         """Stop all timers and probes."""
@@ -280,7 +265,8 @@ class Dispatcher:
         in_flight = sum(entry.gate.in_flight.values())
         self._metrics.set("flexinfer_requests_in_flight", in_flight, model=name)
         self._set_timer(entry, now_s)
-        self._renew(entry, now_s)
+        if entry.lessor is not None:
+            entry.lessor.look()
 
     def _admit(self, entry: _Entry, effect: Admit, now_s: float) -> None:
         ticket = entry.tickets[effect.request]
@@ -325,39 +311,15 @@ class Dispatcher:
         now_s = self._clock.now_s()
         self._settle(entry, entry.gate.tick(now_s=now_s), now_s)
 
-    def _renew(self, entry: _Entry, now_s: float) -> None:
-        if self._sink is None or self.snapshot is None:
-            return
-        load = Load(
-            waiting=entry.gate.waiting,
-            in_flight=entry.gate.in_flight,
-            generation=self.snapshot.generation,
-            arrivals=entry.arrivals,
-        )
-        due_s = entry.schedule.due_s(load, entry.draining, now_s=now_s)
-        if due_s is not None and due_s <= now_s:
-            self._sink.renew(self._lease(entry, load, now_s))
-            entry.schedule.sent(load, now_s=now_s)
-            due_s = entry.schedule.due_s(load, entry.draining, now_s=now_s)
-        if entry.lease_timer is not None:
-            entry.lease_timer.cancel()
-            entry.lease_timer = None
-        if due_s is not None:
-            loop = asyncio.get_running_loop()
-            entry.lease_timer = loop.call_later(max(0.0, due_s - now_s), self._renew_now, entry)
-
-    def _renew_now(self, entry: _Entry) -> None:
-        self._renew(entry, self._clock.now_s())
-
-    def _lease(self, entry: _Entry, load: Load, now_s: float) -> DemandLease:
+    def _lease(self, entry: _Entry, now_s: float) -> DemandLease:
         return DemandLease(
             router=self._router,
             model=entry.model.name,
-            waiting=load.waiting,
+            waiting=entry.gate.waiting,
             oldest_wait_s=round(entry.gate.oldest_wait_s(now_s), 3),
-            in_flight=dict(load.in_flight),
+            in_flight=dict(entry.gate.in_flight),
             idle_s=None if entry.active_s is None else round(now_s - entry.active_s, 3),
-            generation=load.generation,
+            generation=0 if self.snapshot is None else self.snapshot.generation,
             ttl_s=self._lease_ttl_s,
         )
 
@@ -371,12 +333,21 @@ class Dispatcher:
             can_wake=self._sink is not None,
         )
         gate = Gate(model, limits=limits, strategy=strategy, now_s=now_s)
-        entry = _Entry(model=model, gate=gate, schedule=Schedule(ttl_s=self._lease_ttl_s))
+        entry = _Entry(model=model, gate=gate)
         entry.prober = Prober(
             self._probe,
             current=lambda: entry.model,
             trusted=lambda replica: self._trusted(entry, replica),
         )
+        if self._sink is not None:
+            entry.lessor = Lessor(
+                self._sink,
+                ttl_s=self._lease_ttl_s,
+                clock=self._clock,
+                lease=lambda now_s: self._lease(entry, now_s),
+                arrivals=lambda: entry.arrivals,
+                draining=lambda: entry.draining,
+            )
         return entry
 
     def _trusted(self, entry: _Entry, replica: str) -> None:
@@ -397,9 +368,10 @@ class Dispatcher:
             del self._entries[entry.model.name]
 
     def _stop(self, entry: _Entry) -> None:
-        for timer in (entry.timer, entry.lease_timer):
-            if timer is not None:
-                timer.cancel()
+        if entry.timer is not None:
+            entry.timer.cancel()
+        if entry.lessor is not None:
+            entry.lessor.stop()
         if entry.prober is not None:
             entry.prober.stop()
 

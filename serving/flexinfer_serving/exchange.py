@@ -281,7 +281,7 @@ class Exchange:
                 await self._client.write(events)
         if not framer.is_done and not framer.has_failed:
             raise IntegrityError(
-                f"model {self._model!r}: the stream ended without [DONE]",
+                f"model {self._model!r}: the stream ended without its end mark",
                 code="upstream_incomplete",
             )
         await self._client.end(framer.rest())

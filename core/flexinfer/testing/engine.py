@@ -199,7 +199,7 @@ class ScriptedEngine:
         left = asyncio.ensure_future(protocol.left.wait())
         try:
             await asyncio.wait({script, left}, return_when=asyncio.FIRST_COMPLETED)
-            seen.left_early = not script.done()
+            seen.left_early = not script.done() or script.exception() is not None
             if script.done():
                 script.result()
             return script.done() and wire.is_open and not left.done()

@@ -30,7 +30,7 @@ from flexinfer.engine import ENGINES, Endpoint
 from flexinfer.errors import FlexInferError, InvalidInput
 from flexinfer.fleet import FleetModel, FleetReplica, FleetSnapshot
 from flexinfer.log import get_logger
-from flexinfer.plugins import nearest
+from flexinfer.spelling import nearest
 from flexinfer.resources.document import parse_document
 from flexinfer.resources.model import Name, Part
 from flexinfer_serving.fleet import FleetListener
