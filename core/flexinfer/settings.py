@@ -30,25 +30,38 @@ class Section(BaseModel):
 
 class LogSection(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
+    """What is written at least."""
     format: Literal["json", "console"] = "json"
+    """One JSON object a line, or text."""
 
 
 class ServeSection(Section):
     """The router. Limits are per worker unless they say otherwise."""
 
     host: str = "127.0.0.1"
+    """Where clients reach the router. Anything but loopback needs `api_keys`."""
     port: int = Field(default=8080, ge=0, le=65535)
+    """Its port."""
     admin_host: str = "127.0.0.1"
+    """Where metrics, health and explanations are served. Keep it from clients."""
     admin_port: int = Field(default=8081, ge=0, le=65535)
+    """Its port."""
     api_keys: tuple[SecretStr, ...] = ()
+    """Keys that clients may use, separated by commas. None: any key, on loopback only."""
     cors_origins: tuple[str, ...] = ()
+    """Origins of browser pages that may call the router. None: no page may."""
     allowed_hosts: tuple[str, ...] = ()
     """Host names accepted beside loopback ones; needed when the router listens elsewhere."""
     max_body_bytes: int = Field(default=8 * 1024 * 1024, ge=1024)
+    """A larger request body is refused with 413."""
     max_header_bytes: int = Field(default=64 * 1024, ge=1024)
+    """Larger request headers are refused."""
     header_timeout_s: float = Field(default=10.0, gt=0)
+    """A client must have sent its headers by then."""
     body_timeout_s: float = Field(default=20.0, gt=0)
+    """A client may pause this long within its body."""
     max_connections: int = Field(default=2048, ge=1)
+    """Further connections are answered 503."""
     max_queue_requests: int = Field(default=100, ge=1)
     """Held requests per Model."""
     max_queue_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)
@@ -56,13 +69,21 @@ class ServeSection(Section):
     saturated_wait_s: float = Field(default=10.0, ge=0)
     """How long a request may wait for a free slot of a pool that is up; then 429."""
     connect_timeout_s: float = Field(default=2.0, gt=0)
+    """To an engine."""
     first_byte_timeout_s: float = Field(default=120.0, gt=0)
+    """An engine must have begun its answer by then; then 504."""
     stream_idle_timeout_s: float = Field(default=60.0, gt=0)
+    """An engine may pause this long within a stream."""
     keepalive_comment_s: float = Field(default=5.0, gt=0)
+    """A held streaming request gets its first comment after this time."""
     default_max_tokens: int = Field(default=1024, ge=1)
+    """The bound of an answer when the request names none; never above the context."""
     max_max_tokens: int = Field(default=131072, ge=1)
+    """A request that asks for more is refused."""
     drain_delay_s: float = Field(default=0.0, ge=0)
+    """After SIGTERM the router still accepts connections for this long."""
     drain_timeout_s: float = Field(default=8.0, ge=0)
+    """Then running answers have this long; after it streams end with an error event."""
 
     @field_validator("api_keys", "cors_origins", "allowed_hosts", mode="before")
     @classmethod
@@ -72,26 +93,37 @@ class ServeSection(Section):
 
 class PrefectSection(Section):
     port: int = Field(default=4200, ge=0, le=65535)
+    """Of the Prefect server that we start. Taken by a stranger: the next free one is used, and said."""
     enabled: bool = True
+    """Off: `up` starts no Prefect server; a build starts one for its own time."""
     start_timeout_s: float = Field(default=180.0, gt=0)
+    """How long to wait for the server."""
 
 
 class OperatorSection(Section):
     max_loaded_models: int = Field(default=4, ge=1)
     """Engines that may run at once on this machine."""
     stop_grace_s: float = Field(default=5.0, gt=0)
+    """An engine has this long after SIGTERM."""
     drain_timeout_s: float = Field(default=30.0, ge=0)
+    """A draining replica has this long for its running requests."""
     lease_ttl_s: float = Field(default=10.0, gt=0)
+    """A router that is silent for this long no longer counts."""
     rescan_s: float = Field(default=1.0, gt=0)
     """How often `models/` is looked at where the kernel does not tell."""
 
 
 class BuildSection(Section):
     nice: int = Field(default=10, ge=0, le=19)
+    """Priority of builds below serving, 0 to 19."""
     fetch_stall_s: float = Field(default=60.0, gt=0)
+    """A download without a byte for this long is tried again."""
     fetch_retries: int = Field(default=5, ge=0, le=20)
+    """How often."""
     quantize_stall_s: float = Field(default=120.0, gt=0)
+    """A quantizer without progress for this long is ended."""
     max_file_bytes: int = Field(default=500 * 1024**3, ge=1)
+    """A larger source file is refused."""
     allowed_hosts: tuple[str, ...] = ()
     """Hosts (`host` or `host:port`) that may be fetched from beside the sources' own, at any address."""
 
@@ -114,7 +146,7 @@ class CatalogSection(Section):
 class Settings(BaseModel):
     """What every process reads."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     log: LogSection = LogSection()
     serve: ServeSection = Field(default_factory=lambda: ServeSection())
