@@ -25,7 +25,9 @@ _RESERVED = frozenset({"FLEXINFER_HOME", "FLEXINFER_LIFELINE", "FLEXINFER_PROCES
 class Section(BaseModel):
     """A group of settings. Unknown names are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class LogSection(Section):
@@ -146,7 +148,7 @@ class CatalogSection(Section):
 class Settings(BaseModel):
     """What every process reads."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     log: LogSection = LogSection()
     serve: ServeSection = Field(default_factory=lambda: ServeSection())
