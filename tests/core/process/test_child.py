@@ -183,6 +183,24 @@ def test_what_a_crashed_leader_left_behind_is_ended(
     assert status == -signal.SIGKILL
 
 
+def test_without_process_descriptors_it_is_the_same(
+    make_spec: MakeSpec, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on an old kernel, or in a sandbox that forbids the call."""
+    monkeypatch.delattr(os, "pidfd_open")
+    code = GRANDCHILD.format(new_session=True) + STUBBORN + "time.sleep(1000)"
+
+    async def scenario() -> tuple[int, int]:
+        child = await start(make_spec(code))
+        grandchild = next(int(line) for line in await said(child, until, 2) if line.isdigit())
+        status, _ = await asyncio.gather(child.wait(), child.stop(grace_s=0.1))
+        return grandchild, status
+
+    grandchild, status = asyncio.run(scenario())
+    assert not is_running(grandchild)
+    assert status == -signal.SIGKILL
+
+
 def test_a_look_at_the_status_also_ends_the_group(make_spec: MakeSpec, until: Until) -> None:
     code = GRANDCHILD.format(new_session=False) + "time.sleep(1000)"
 
