@@ -66,7 +66,7 @@ class BoundedProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        self._close_with(InvalidInput("this is not a valid HTTP/1.1 request", code="bad_request"))
+        self._close_with(InvalidInput("the request is not valid HTTP", code="bad_request"))
 
     def _start_header_timer(self) -> None:
         timeout_s = self._section.header_timeout_s

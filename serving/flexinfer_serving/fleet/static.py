@@ -30,9 +30,9 @@ from flexinfer.engine import ENGINES, Endpoint
 from flexinfer.errors import FlexInferError, InvalidInput
 from flexinfer.fleet import FleetModel, FleetReplica, FleetSnapshot
 from flexinfer.log import get_logger
-from flexinfer.spelling import nearest
 from flexinfer.resources.document import parse_document
 from flexinfer.resources.model import Name, Part
+from flexinfer.spelling import nearest
 from flexinfer_serving.fleet import FleetListener
 
 log = get_logger(__name__)

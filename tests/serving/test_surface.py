@@ -1,0 +1,443 @@
+"""The public surface: routes, shapes, keys, hosts, origins, and what a bad request gets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+
+from flexinfer.errors import InvalidInput
+from flexinfer.settings import ServeSection
+from flexinfer.testing import engine as scripts
+from flexinfer.testing.engine import ScriptedEngine
+from flexinfer.testing.fleet import ScriptedFleet, model, replica
+from flexinfer_serving.api.openai import KNOWN_PATHS
+from flexinfer_serving.testing import Running, chat_body, raw_chat, running, until
+from flexinfer_serving.worker import check
+
+KEYS = {"api_keys": ("sk-one", "sk-two")}
+
+
+def serving(test: Callable[[Running, ScriptedEngine], Awaitable[None]], **section: Any) -> None:
+    async def run() -> None:
+        async with ScriptedEngine(scripts.answers()) as engine:
+            smol = model(
+                "smollm2-135m-instruct",
+                aliases=("smol",),
+                slots=4,
+                replicas=(replica("r1", engine.url),),
+            )
+            embedder = replace(smol, name="e", aliases=("m",), endpoints=("embeddings",))
+            async with running(ScriptedFleet(smol, embedder), **section) as router:
+                await test(router, engine)
+
+    asyncio.run(run())
+
+
+def assert_error(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"].startswith("application/json")
+    assert response.headers["x-request-id"]
+    tree: dict[str, Any] = response.json()
+    assert tree.keys() == {"error"}
+    assert tree["error"].keys() == {"message", "type", "param", "code"}
+    assert tree["error"]["code"] == code
+    return tree
+
+
+def test_models_are_listed_and_described_by_name_and_alias() -> None:
+    async def test(router: Running, _: ScriptedEngine) -> None:
+        listed = (await router.client.get("/v1/models")).json()
+        assert [one["id"] for one in listed["data"]] == ["e", "smollm2-135m-instruct"]
+        assert (await router.client.get("/v1/models/smol")).json()["id"] == "smollm2-135m-instruct"
+
+    serving(test)
+
+
+def test_an_unknown_model_is_404_with_the_closest_name() -> None:
+    async def test(router: Running, _: ScriptedEngine) -> None:
+        wrong = await router.chat(model="smollm2-135m-instrct")
+        tree = assert_error(wrong, 404, "model_not_found")
+        assert "did you mean 'smollm2-135m-instruct'?" in tree["error"]["message"]
+        assert_error(await router.client.get("/v1/models/nothing/like/it"), 404, "model_not_found")
+
+    serving(test)
+
+
+def test_an_endpoint_that_the_model_has_not_names_the_engine() -> None:
+    async def test(router: Running, engine: ScriptedEngine) -> None:
+        tree = assert_error(await router.chat(model="e"), 404, "unsupported_endpoint")
+        assert "'plain'" in tree["error"]["message"]
+        assert engine.requests == []
+
+    serving(test)
+
+
+def test_known_paths_that_no_engine_serves_name_the_engine() -> None:
+    async def test(router: Running, engine: ScriptedEngine) -> None:
+        for path in KNOWN_PATHS:
+            plain = await router.client.post(path, json={"model": "smol"})
+            tree = assert_error(plain, 404, "unsupported_endpoint")
+            assert "plain" in tree["error"]["message"]
+            form = await router.client.post(path, files={"image": b"x"}, data={"model": "smol"})
+            assert_error(form, 404, "unsupported_endpoint")
+        assert engine.connections == 0
+
+    serving(test)
+
+
+ELSEWHERE = (
+    ("GET", "/", 404, "unknown_path"),
+    ("GET", "/metrics", 404, "unknown_path"),
+    ("GET", "/docs", 404, "unknown_path"),
+    ("GET", "/openapi.json", 404, "unknown_path"),
+    ("POST", "/drain", 404, "unknown_path"),
+    ("GET", "/explain/x", 404, "unknown_path"),
+    ("POST", "/v1/chat/completions/", 404, "unknown_path"),
+    ("POST", "/v1/%2e%2e/slots", 404, "unknown_path"),
+    ("GET", "/slots", 404, "unknown_path"),
+    ("GET", "/v1/chat/completions", 405, "method_not_allowed"),
+    ("DELETE", "/v1/models/smol", 405, "method_not_allowed"),
+    ("PUT", "/v1/embeddings", 405, "method_not_allowed"),
+)
+
+
+def test_everything_else_is_refused_in_openais_shape() -> None:
+    async def test(router: Running, engine: ScriptedEngine) -> None:
+        for method, path, status, code in ELSEWHERE:
+            assert_error(await router.client.request(method, path), status, code)
+        assert engine.connections == 0
+
+    serving(test)
+
+
+BAD_BODIES = (
+    (b"{", 400, "invalid_json"),
+    (b"", 400, "invalid_json"),
+    (b'{"messages":[]}', 400, "missing_field"),
+    (b'{"model":"smol"}', 400, "missing_field"),
+    (b"x" * 3000, 413, "body_too_large"),
+)
+
+
+def test_a_bad_body_is_refused_before_any_engine_hears_of_it() -> None:
+    async def test(router: Running, engine: ScriptedEngine) -> None:
+        for body, status, code in BAD_BODIES:
+            response = await router.client.post("/v1/chat/completions", content=body)
+            assert_error(response, status, code)
+        assert engine.connections == 0
+
+    serving(test, max_body_bytes=2048)
+
+
+def test_a_body_without_a_length_is_bounded_while_it_comes() -> None:
+    async def test(router: Running, _: ScriptedEngine) -> None:
+        async def pieces() -> Any:
+            for _ in range(100):
+                yield b"x" * 1000
+
+        response = await router.client.post("/v1/chat/completions", content=pieces())
+        assert_error(response, 413, "body_too_large")
+
+    serving(test, max_body_bytes=2048)
+
+
+def test_a_request_id_of_another_form_is_replaced() -> None:
+    async def test(router: Running, _: ScriptedEngine) -> None:
+        for offered in (b"a" * 65, b"a b", b"a;b", b"\xe4", b""):
+            headers = [(b"x-request-id", offered)]
+            response = await router.client.get("/v1/models", headers=headers)
+            assert response.headers["x-request-id"].startswith("req-"), offered
+
+    serving(test)
+
+
+def test_a_good_request_id_is_kept_and_reaches_the_engine() -> None:
+    async def test(router: Running, engine: ScriptedEngine) -> None:
+        headers = {"x-request-id": "My-id_7"}
+        body = chat_body(model="smol")
+        response = await router.client.post("/v1/chat/completions", json=body, headers=headers)
+        assert response.headers["x-request-id"] == "My-id_7"
+        assert engine.requests[0].headers["x-request-id"] == "My-id_7"
+        assert (await router.admin.get("/explain/My-id_7")).json()[
+            "model"
+        ] == "smollm2-135m-instruct"
+
+    serving(test)
+
+
+def test_what_was_dropped_is_told() -> None:
+    async def test(router: Running, _: ScriptedEngine) -> None:
+        response = await router.chat(model="smol", cache_salt="x", id_slot=3)
+        assert response.headers["x-flexinfer-dropped"] == "cache_salt,id_slot"
+
+    serving(test)
+
+
+# Keys ---------------------------------------------------------------------------------------------------------
+
+
+def test_on_loopback_any_key_will_do() -> None:
+    async def test(router: Running, _: ScriptedEngine) -> None:
+        headers = {"authorization": "Bearer whatever"}
+        assert (await router.client.get("/v1/models", headers=headers)).status_code == 200
+
+    serving(test)
+
+
+@pytest.mark.parametrize("key", ["sk-one", "sk-two"])
+def test_each_set_key_opens(key: str) -> None:
+    async def test(router: Running, _: ScriptedEngine) -> None:
+        headers = {"authorization": f"Bearer {key}"}
+        assert (await router.client.get("/v1/models", headers=headers)).status_code == 200
+
+    serving(test, **KEYS)
+
+
+WRONG_KEYS = (
+    None, b"", b"Bearer", b"Bearer sk-on", b"bearer sk-one", b"Basic sk-one", b"sk-one", b"Bearer  sk-one",
+    b"Bearer ' OR 1=1", b"Bearer " + b"x" * 4000, b"Bearer sk-\xf6ne",
+)  # fmt: skip
+
+
+def test_without_a_right_key_every_path_is_401() -> None:
+    async def test(router: Running, _: ScriptedEngine) -> None:
+        for path in ("/v1/models", "/v1/models/smol", "/nothing", "/metrics"):
+            for key in WRONG_KEYS:
+                headers = [] if key is None else [(b"authorization", key)]
+                assert_error(await router.client.get(path, headers=headers), 401, "invalid_api_key")
+        for path in (*KNOWN_PATHS, "/v1/chat/completions", "/v1/completions", "/v1/embeddings"):
+            assert_error(await router.client.post(path, json={}), 401, "invalid_api_key")
+
+    serving(test, **KEYS)
+
+
+def test_two_authorization_headers_are_400() -> None:
+    async def test(router: Running, _: ScriptedEngine) -> None:
+        headers = [("authorization", "Bearer sk-one"), ("authorization", "Bearer sk-two")]
+        assert_error(
+            await router.client.get("/v1/models", headers=headers), 400, "duplicate_header"
+        )
+
+    serving(test, **KEYS)
+
+
+def test_probes_need_no_key_and_no_name() -> None:
+    async def test(router: Running, _: ScriptedEngine) -> None:
+        for path in ("/livez", "/readyz"):
+            headers = {"host": "10.1.2.3"}
+            assert (await router.client.get(path, headers=headers)).status_code == 200
+
+    serving(test, **KEYS)
+
+
+@pytest.mark.parametrize("setting", ["host", "admin_host"])
+def test_listening_beyond_loopback_without_keys_is_refused(setting: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        check(ServeSection(**{setting: "0.0.0.0"}))
+    assert caught.value.code == "bind_without_keys"
+    check(ServeSection(**{setting: "0.0.0.0", **KEYS}))
+
+
+# Hosts and origins --------------------------------------------------------------------------------------------
+
+
+def test_a_host_that_is_not_ours_is_421() -> None:
+    async def test(router: Running, _: ScriptedEngine) -> None:
+        for host in ("evil.example", "evil.example:80", "localhost.evil.example", "10.0.0.1", ""):
+            response = await router.client.get("/v1/models", headers={"host": host})
+            assert_error(response, 421, "host_not_allowed")
+
+    serving(test)
+
+
+def test_loopback_names_and_named_hosts_are_ours() -> None:
+    async def test(router: Running, _: ScriptedEngine) -> None:
+        for host in (
+            "localhost",
+            "LOCALHOST:1",
+            "127.0.0.1:9",
+            "[::1]:9",
+            "a.localhost",
+            "my.host:8",
+        ):
+            response = await router.client.get("/v1/models", headers={"host": host})
+            assert response.status_code == 200, host
+
+    serving(test, allowed_hosts=("my.host",))
+
+
+def test_another_sites_page_is_refused() -> None:
+    async def test(router: Running, engine: ScriptedEngine) -> None:
+        headers = {"origin": "https://evil.example", "content-type": "text/plain"}
+        body = json.dumps(chat_body(model="smol"))
+        response = await router.client.post("/v1/chat/completions", content=body, headers=headers)
+        assert_error(response, 403, "origin_not_allowed")
+        assert "access-control-allow-origin" not in response.headers
+        assert engine.connections == 0
+
+    serving(test)
+
+
+def test_an_allowed_page_is_answered_and_may_read() -> None:
+    async def test(router: Running, _: ScriptedEngine) -> None:
+        headers = {"origin": "http://ui.example"}
+        response = await router.client.get(
+            "/v1/models", headers={**headers, "authorization": "Bearer sk-one"}
+        )
+        assert response.headers["access-control-allow-origin"] == "http://ui.example"
+        asks = {
+            "access-control-request-method": "POST",
+            "access-control-request-headers": "authorization,x-stainless-os",
+        }
+        preflight = await router.client.options("/v1/chat/completions", headers={**headers, **asks})
+        assert preflight.status_code == 204
+        assert preflight.headers["access-control-allow-headers"] == "authorization,x-stainless-os"
+        wrong = await router.client.get("/v1/models", headers=headers)
+        assert wrong.status_code == 401
+        assert wrong.headers["access-control-allow-origin"] == "http://ui.example"
+
+    serving(test, cors_origins=("http://ui.example",), **KEYS)
+
+
+# Framing ------------------------------------------------------------------------------------------------------
+
+
+async def raw_exchange(router: Running, data: bytes) -> bytes:
+    """Send *data* and return all that comes until the router closes."""
+    reader, writer = await router.connect()
+    writer.write(data)
+    try:
+        return await asyncio.wait_for(reader.read(), 5)
+    except ConnectionError:
+        return b""
+    finally:
+        writer.close()
+
+
+HEADER = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+SMUGGLED = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+AMBIGUOUS = (
+    b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    b"Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n",
+    b"Content-Length: 4\r\nContent-Length: 5\r\n\r\nabcd",
+    b"Content-Length: +4\r\n\r\nabcd",
+    b"Content-Length: -1\r\n\r\n",
+    b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+    b"Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+    b"Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
+    b"Host: evil.example\r\nContent-Length: 0\r\n\r\n",
+)
+
+
+def test_ambiguous_framing_is_400_and_the_connection_closes() -> None:
+    async def test(router: Running, engine: ScriptedEngine) -> None:
+        for head in AMBIGUOUS:
+            answer = await raw_exchange(router, HEADER + head + SMUGGLED)
+            assert answer.startswith(b"HTTP/1.1 400 "), head
+            assert answer.count(b"content-type:") == 1, "what follows is not answered"
+            assert b'"error"' in answer
+        assert engine.connections == 0
+
+    serving(test)
+
+
+HEADS = {
+    "header": b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 200_000 + b"\r\n\r\n",
+    "url": b"GET /" + b"a" * 200_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "ten thousand": b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X: y\r\n" * 10_000 + b"\r\n",
+    "two hundred": b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X: y\r\n" * 200 + b"\r\n",
+    "tls": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 100,
+    "no host": b"GET / HTTP/1.1\r\n\r\n",
+}
+
+
+def test_a_head_that_is_too_large_or_none_is_refused() -> None:
+    async def test(router: Running, _: ScriptedEngine) -> None:
+        for name, data in HEADS.items():
+            closing = data.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+            answer = await raw_exchange(router, closing)
+            assert answer == b"" or answer.split(b" ")[1] in (b"400", b"431"), name
+        assert (await router.client.get("/readyz")).status_code == 200
+
+    serving(test)
+
+
+@pytest.mark.parametrize(
+    "slow", [b"GET /v1/mod", raw_chat()[:-5], b""], ids=["half a head", "half a body", "nothing"]
+)
+def test_a_slow_sender_is_closed_and_others_are_served_meanwhile(slow: bytes) -> None:
+    async def test(router: Running, engine: ScriptedEngine) -> None:
+        asks = [asyncio.ensure_future(raw_exchange(router, slow)) for _ in range(50)]
+        assert (await router.chat(model="smol")).status_code == 200
+        answers = await asyncio.gather(*asks)
+        assert all(answer.startswith(b"HTTP/1.1 408 ") for answer in answers)
+        assert len(engine.requests) == 1
+        await until(lambda: not router.router.active)
+
+    serving(test, header_timeout_s=0.5, body_timeout_s=0.5)
+
+
+def test_one_byte_now_and_then_does_not_keep_a_head_open() -> None:
+    async def test(router: Running, _: ScriptedEngine) -> None:
+        reader, writer = await router.connect()
+        answer = asyncio.ensure_future(reader.read())
+        while not answer.done():
+            writer.write(b"G")
+            await asyncio.sleep(0.05)
+        assert answer.result().startswith(b"HTTP/1.1 408 ")
+        writer.close()
+
+    serving(test, header_timeout_s=0.5)
+
+
+def test_more_connections_than_the_limit_are_told_so() -> None:
+    async def test(router: Running, _: ScriptedEngine) -> None:
+        held = [await router.connect() for _ in range(3)]
+        answer = await raw_exchange(router, b"")
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"too_many_connections" in answer
+        for _reader, writer in held:
+            writer.close()
+
+    serving(test, max_connections=3)
+
+
+# Admin and metrics --------------------------------------------------------------------------------------------
+
+
+def test_the_admin_listener_has_metrics_and_decisions() -> None:
+    async def test(router: Running, _: ScriptedEngine) -> None:
+        response = await router.chat(model="smol")
+        await router.chat(model="made-up-" + "x" * 50)
+        text = (await router.admin.get("/metrics")).text
+        line = 'flexinfer_requests_total{code="ok",model="smollm2-135m-instruct",route="chat/completions"} 1.0'
+        assert line in text
+        assert "made-up" not in text, "labels are bounded"
+        assert "flexinfer_fleet_connected 1.0" in text
+        found = (
+            await router.admin.get(f"/explain/{response.headers['x-flexinfer-explain']}")
+        ).json()
+        assert found["steps"][0]["replica"] == "r1"
+        assert "hi" not in json.dumps(found["steps"])
+        missing = await router.admin.get("/explain/none")
+        assert_error(missing, 404, "explain_not_found")
+
+    serving(test)
+
+
+def test_drain_ends_readiness_and_not_service() -> None:
+    async def test(router: Running, _: ScriptedEngine) -> None:
+        assert (await router.admin.post("/drain")).status_code == 200
+        assert (await router.client.get("/readyz")).status_code == 503
+        assert (await router.admin.get("/readyz")).status_code == 503
+        assert (await router.chat(model="smol")).status_code == 200
+
+    serving(test)
