@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flexinfer.errors import InvalidInput
 from flexinfer.resources.entry import CatalogEntry, Variant
@@ -162,17 +162,11 @@ def check_recipe(entry: CatalogEntry, variant: Variant, abilities: Mapping[str, 
         )
 
 
-def build_key(plan: Plan, digests: Mapping[str, str] | None = None) -> str | None:
-    """Return `sha256:…` over what decides the artifact; None while a file's identity is not known.
-
-    *digests*: path → `sha256:…` of what was fetched, for files whose source names no identity.
-    """
-    files: dict[str, str] = {}
-    for file in plan.files:
-        identity = file.identity or (digests or {}).get(file.path, "")
-        if not identity:
-            return None
-        files[file.path] = identity
+def build_key(plan: Plan) -> str | None:
+    """Return `sha256:…` over what decides the artifact; None while a file's identity is not known."""
+    files = {file.path: file.identity for file in plan.files}
+    if not all(files.values()):
+        return None
     recipe = plan.recipe
     tree = {
         "version": _KEY_VERSION,
@@ -192,6 +186,19 @@ def build_key(plan: Plan, digests: Mapping[str, str] | None = None) -> str | Non
     }
     data = json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return f"sha256:{hashlib.sha256(data.encode()).hexdigest()}"
+
+
+def identified(plan: Plan, digests: Mapping[str, str]) -> Plan:
+    """Return *plan* with an identity for every file whose source names none: the hash of what was fetched."""
+
+    def known(file: SourceFile) -> SourceFile:
+        return file if file.identity else replace(file, identity=digests.get(file.path, ""))
+
+    return replace(
+        plan,
+        weights=tuple(known(file) for file in plan.weights),
+        documents=tuple(known(file) for file in plan.documents),
+    )
 
 
 def build_reference(plan: Plan, key: str) -> str:

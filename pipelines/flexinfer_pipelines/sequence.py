@@ -17,7 +17,7 @@ from flexinfer.resources.entry import CatalogEntry, Variant
 from flexinfer.units import format_bytes
 from flexinfer_pipelines.built import Built, describe, find_built
 from flexinfer_pipelines.journal import Journal
-from flexinfer_pipelines.plan import Plan, build_key
+from flexinfer_pipelines.plan import Plan, build_key, identified
 from flexinfer_pipelines.sources import Source
 from flexinfer_pipelines.steps import Context
 from flexinfer_pipelines.steps.fetch import Fetched, fetch, kept
@@ -25,7 +25,7 @@ from flexinfer_pipelines.steps.inspect import inspect
 from flexinfer_pipelines.steps.publish import publish
 from flexinfer_pipelines.steps.quantize import Quantized, quantize
 from flexinfer_pipelines.steps.quantize import recalled as quantized_before
-from flexinfer_pipelines.steps.resolve import recalled, resolve, source_for
+from flexinfer_pipelines.steps.resolve import recalled, remember_file, resolve, source_for
 from flexinfer_pipelines.steps.validate import validate
 from flexinfer_pipelines.steps.warm import warm
 
@@ -75,7 +75,9 @@ async def build(
         files: tuple[Fetched, ...] | None = None
         if key is None:  # what a local file is, only its bytes say
             files = await stage("fetch", lambda: fetch(context, plan, source))
-            key = build_key(plan, {file.path: file.digest for file in files})
+            plan = identified(plan, {file.path: file.digest for file in files})
+            remember_file(context, plan)
+            key = build_key(plan)
         if key is None:
             raise IntegrityError(
                 f"{plan.source.uri}: a file has no identity", code="source_unpinned"

@@ -132,6 +132,8 @@ class Downloader:
                 raise _failed(
                     url, f"{whole} bytes, at most {max_bytes} allowed", "answer_too_large"
                 )
+            if whole is not None and on_size is not None:
+                on_size(whole)
             pace = _Pace(self._clock, self._client.timeouts.stall_s)
             async for chunk in answer.chunks():
                 pace.moved(url, len(chunk))

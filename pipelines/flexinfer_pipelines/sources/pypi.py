@@ -70,6 +70,7 @@ class PypiSource(Source):
             archive = await in_thread(open_wheel, path)
             with archive:
                 entry = _find(archive, file, limit)
+                moved(offset, entry.file_size)
                 chunks = read_member(archive, entry, offset=offset)
                 while (chunk := await in_thread(next, chunks, None)) is not None:
                     yield chunk

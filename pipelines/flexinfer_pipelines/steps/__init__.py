@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -52,6 +53,11 @@ class Context:
     clock: Clock
     chance: random.Random
     progress: Progress
+
+    @property
+    def child_nice(self) -> int:
+        """How much nicer than us a child must be, for builds to stand behind serving."""
+        return max(0, self.settings.build.nice - os.getpriority(os.PRIO_PROCESS, 0))
 
     @property
     def scratch(self) -> Path:

@@ -77,8 +77,12 @@ async def _file(context: Context, plan: Plan, source: Source, file: SourceFile) 
     what = f"{plan.source.uri}: {file.path}"
     expected = parse_digest(file.digest) if file.digest.startswith("sha256:") else None
 
+    known = file.size
+
     def moved(done: int, total: int | None) -> None:
-        context.progress.moved("fetch", done, total, file.path)
+        nonlocal known
+        known = total if total is not None else known
+        context.progress.moved("fetch", done, known, file.path)
 
     local = source.local_path(plan.source, file)
     if local is not None:

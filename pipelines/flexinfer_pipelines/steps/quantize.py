@@ -75,7 +75,7 @@ async def quantize(context: Context, plan: Plan, inspected: Inspected, folder: P
         python=python.path,
         inputs={"weights": store.path(inspected.weights.digest)},
         output=folder,
-        nice=context.settings.build.nice,
+        nice=context.child_nice,
         clock=context.clock,
         on_progress=moved,
     )

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 
 from flexinfer.errors import FlexInferError, Unavailable
 from flexinfer.log import get_logger
 from flexinfer.resources.entry import CatalogEntry, Variant
-from flexinfer.resources.source import SourceUri
+from flexinfer.resources.source import SourceUri, parse_source
 from flexinfer_pipelines.journal import replace_json
 from flexinfer_pipelines.plan import NONE, Ability, Plan, Recipe, check_recipe, make_plan
 from flexinfer_pipelines.quantizers import QUANTIZERS
@@ -49,18 +51,34 @@ async def resolve(context: Context, entry: CatalogEntry, variant: Variant, sourc
     uri = entry.spec.source.parsed()
     found = await _ask(context, source, uri)
     if found.is_pinned:
-        replace_json(_memory(context, uri), found.to_tree())
+        replace_json(_memory(context, uri), {"resolved": found.to_tree()})
     return plan_for(entry, variant, found)
 
 
 def recalled(context: Context, entry: CatalogEntry, variant: Variant) -> Plan | None:
-    """Return the plan for what the source was pinned to before; None if nothing is remembered. Asks nobody."""
+    """Return the plan for what the source was pinned to before; None if nothing is remembered. Asks nobody.
+
+    A local file is the same as long as nobody has written to it, which its stamp tells.
+    """
+    uri = entry.spec.source.parsed()
     try:
-        tree = json.loads(_memory(context, entry.spec.source.parsed()).read_text("utf-8"))
-        found = resolved_from(tree)
+        tree = json.loads(_memory(context, uri).read_text("utf-8"))
+        if uri.scheme == "file" and tree["stamp"] != _stamp(uri.path):
+            return None
+        found = resolved_from(tree["resolved"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return plan_for(entry, variant, found)
+
+
+def remember_file(context: Context, plan: Plan) -> None:
+    """Remember what a local file was found to be, until somebody writes to it."""
+    uri = parse_source(plan.source.uri)
+    if uri.scheme != "file":
+        return
+    found = replace(plan.source, files=plan.files)
+    tree = {"stamp": _stamp(uri.path), "resolved": found.to_tree()}
+    replace_json(_memory(context, uri), tree)
 
 
 def plan_for(entry: CatalogEntry, variant: Variant, source: Resolved) -> Plan:
@@ -95,6 +113,11 @@ async def _ask(context: Context, source: Source, uri: SourceUri) -> Resolved:
             log.info("source_retried", source=str(uri), code=error.code, delay_s=round(wait, 1))
             await asyncio.sleep(wait)
     raise Unavailable(f"{uri}: cannot be resolved")
+
+
+def _stamp(path: str) -> list[int]:
+    found = os.stat(path)
+    return [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
 
 
 def _memory(context: Context, uri: SourceUri) -> Path:

@@ -50,7 +50,7 @@ async def validate(
             home=context.home,
             folder=folder / "engine",
             clock=context.clock,
-            nice=context.settings.build.nice,
+            nice=context.child_nice,
         )
         async with bench:
             result = await _measure(context, plan, checks, bench, candidate, base)

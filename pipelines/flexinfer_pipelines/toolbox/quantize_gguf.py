@@ -6,9 +6,11 @@ Decisions, tensor by tensor:
 
 1. one dimension: F32, as the engine wants its norms and biases;
 2. no matrix of weights (positions, routers, convolutions, integers): copied, dequantized if it was quantized;
-3. already of the wanted type: copied;
-4. rows that the wanted type's block does not divide: F16, counted as a fallback;
-5. everything else: dequantized and quantized in pieces of about a million elements.
+3. the output matrix, which is the token embedding where there is no other: at least Q8_0, because every token's
+   probability hangs on it (llama.cpp does so too);
+4. already of the type that it gets: copied;
+5. rows that the type's block does not divide: F16, counted as a fallback;
+6. everything else: dequantized and quantized in pieces of about a million elements.
 
 Nothing is ever held whole: header and key-values are copied as bytes, tensors stream through one buffer. Equal
 input gives equal output, byte for byte. Progress and result are JSON lines on standard output; a problem is
@@ -52,6 +54,7 @@ KEPT = (
     "shortconv.conv.weight", "attn_rel_b.weight", "time_mix_", "altup", "laurel", "per_layer_model_proj",
 )  # fmt: skip
 FLOATS = frozenset({Kind.F32, Kind.F16, Kind.BF16})
+COARSE = frozenset({Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1})
 INTEGERS = frozenset({Kind.I8, Kind.I16, Kind.I32, Kind.I64, Kind.F64})
 # One million elements are 4 MiB of float32; the package's quantizers hold some eight copies of it.
 PIECE_ELEMENTS = 1 << 20
@@ -158,8 +161,16 @@ def read_header(stream: BinaryIO, size: int) -> Header:
     return Header(pairs, tensors, alignment, padded(stream.tell(), alignment))
 
 
+def targets_of(tensors: list[Tensor], wanted: Kind) -> list[tuple[Kind, bool]]:
+    """Return the type to write each tensor in, and whether that is a fallback."""
+    names = {tensor.name for tensor in tensors}
+    output = b"output.weight" if b"output.weight" in names else b"token_embd.weight"
+    finer = Kind.Q8_0 if wanted in COARSE else wanted
+    return [target_of(t, finer if t.name == output else wanted) for t in tensors]
+
+
 def target_of(tensor: Tensor, wanted: Kind) -> tuple[Kind, bool]:
-    """Return the type to write *tensor* in (the decisions 1 to 5), and whether that is a fallback."""
+    """Return the type to write *tensor* in (the decisions 1, 2, 4 to 6), and whether that is a fallback."""
     if tensor.kind in INTEGERS:
         return tensor.kind, False
     if len(tensor.dims) < 2:
@@ -279,7 +290,7 @@ def quantize(source_path: str, output_path: str, wanted: str) -> dict[str, Any]:
     with open(source_path, "rb", buffering=1 << 20) as source:
         size = os.fstat(source.fileno()).st_size
         header = read_header(source, size)
-        decided = [target_of(tensor, Kind[wanted]) for tensor in header.tensors]
+        decided = targets_of(header.tensors, Kind[wanted])
         kinds = [kind for kind, _ in decided]
         report = Report(sum(size_of(t.dims, t.kind) for t in header.tensors))
         with removed_on_failure(partial), open(partial, "wb", buffering=1 << 20) as sink:

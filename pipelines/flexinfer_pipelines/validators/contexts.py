@@ -67,7 +67,7 @@ _CUTS = (0.5, 1.0)
 
 
 def divergence_contexts() -> tuple[str, ...]:
-    """Return the beginnings after which the next token is asked for, each passage cut between words in the middle, and whole.
+    """Return the beginnings after which the next token is asked for: each passage cut in the middle, and whole.
 
     The cuts of one passage follow one another, so that an engine computes what they share once.
     """

@@ -1,0 +1,220 @@
+"""`flexinfer build`, `run` and `pipelines`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import typer
+
+from flexinfer import log
+from flexinfer.clock import SystemClock
+from flexinfer.places import Home
+from flexinfer.settings import Settings, load, setting_files
+from flexinfer.units import format_bytes
+
+_LOG_BYTES = 16 * 1024 * 1024
+
+pipelines = typer.Typer(
+    invoke_without_command=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Serve the build flow's deployment, which Prefect's UI and `prefect deployment run build/build` start.",
+    epilog="Example: flexinfer pipelines",
+)
+
+
+def build(
+    target: str = typer.Argument(
+        help="A catalog entry (ENTRY or ENTRY/VARIANT), a source string, or a file."
+    ),
+    as_json: bool = typer.Option(False, "--json", help="Print the result as one JSON object."),
+    quiet: bool = typer.Option(False, "--quiet", help="No progress; logs go to standard error."),
+    rebuild: bool = typer.Option(
+        False, "--rebuild", help="Make and measure it again although it is there."
+    ),
+) -> None:
+    """Build a catalog entry or any source into a verified artifact, and print its digest.
+
+    What is there already is not built again, and takes no network. An interrupted build goes on where it stood.
+
+    Example: flexinfer build smollm2-135m-instruct/q8-0
+    """
+    home, settings = _start()
+    with _logging(home, settings, quiet=quiet):
+        found = _build(target, home, settings, quiet=quiet, rebuild=rebuild)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        word = "built" if found["new"] else "already built"
+        size = format_bytes(found["sizeBytes"])
+        typer.echo(f"{word} {found['reference']} ({found['quantization']}, {size})", err=True)
+        typer.echo(found["digest"])
+
+
+def run(
+    source: str = typer.Argument(help="A GGUF file, a source string, or a catalog entry."),
+    name: str = typer.Option(
+        "", "--name", help="What to call the Model; by default after the file."
+    ),
+) -> None:
+    """Serve your own model: ingest a file or source, bind it, answer.
+
+    Writes a Model file and, unless `flexinfer up` runs already, becomes it.
+
+    Example: flexinfer run ./mine.gguf
+    """
+    from flexinfer_pipelines import serve_model
+
+    home, settings = _start()
+    with _logging(home, settings, quiet=False):
+        _build(source, home, settings, quiet=False, rebuild=False)
+        model = serve_model.write_model(source, name, home, settings)
+    serve_model.show_or_become_up(model, home, settings)
+
+
+@pipelines.callback()
+def serve(context: typer.Context) -> None:
+    """Serve the build flow's deployment. Waits for the Prefect API, which `flexinfer up` starts."""
+    if context.invoked_subcommand is not None:
+        return
+    home, settings = _start()
+    log.configure(settings.log)
+    os.nice(settings.build.nice)
+    from flexinfer_pipelines.flows import local
+
+    _until_signal(local.serve(home, settings, os.environ))
+
+
+@pipelines.command()
+def server() -> None:
+    """Run Prefect's own server, on loopback, with its database below the home.
+
+    Example: flexinfer pipelines server
+    """
+    home, settings = _start()
+    log.configure(settings.log)
+    from flexinfer_pipelines.flows.server import serve as serve_prefect
+
+    serve_prefect(home, settings)
+
+
+def _start() -> tuple[Home, Settings]:
+    home = Home.find(os.environ)
+    settings = load(Settings, os.environ, files=setting_files(home.root))
+    return home.prepare(), settings
+
+
+@contextmanager
+def _logging(home: Home, settings: Settings, *, quiet: bool) -> Iterator[None]:
+    """Send logs to standard error when somebody reads them there, else to a file: the terminal shows progress."""
+    if quiet:
+        log.configure(settings.log)
+        yield
+        return
+    path = home.logs / "build.log"
+    is_full = path.exists() and path.stat().st_size >= _LOG_BYTES
+    mode: Literal["a", "w"] = "w" if is_full else "a"
+    with path.open(mode, encoding="utf-8") as stream:
+        log.configure(settings.log, stream=stream)
+        try:
+            yield
+        finally:
+            log.configure(settings.log)
+
+
+def _build(
+    target: str, home: Home, settings: Settings, *, quiet: bool, rebuild: bool
+) -> dict[str, Any]:
+    from flexinfer.store import Store
+    from flexinfer_pipelines.sequence import already_built
+    from flexinfer_pipelines.show import progress_for
+    from flexinfer_pipelines.steps import Context, Unwatched
+    from flexinfer_pipelines.target import find_target
+
+    entry, variant, reference = find_target(target, home, settings)
+    store = Store(home.store)
+    context = Context(
+        home=home,
+        settings=settings,
+        environ=os.environ,
+        store=store,
+        clock=SystemClock(),
+        chance=random.SystemRandom(),
+        progress=Unwatched(),
+    )
+    found = None if rebuild else already_built(context, entry, variant)
+    if found is not None:
+        return _shown(store, reference, found.digest, is_new=False)
+    before = _digest_of(store, reference)
+    os.nice(settings.build.nice)  # builds stand behind serving
+    progress, display = progress_for(quiet=quiet)
+    # Prefect from here on: it takes seconds to import.
+    from flexinfer_pipelines.flows import local
+
+    named = target if entry.metadata.name != target else f"{target}/{variant.name}"
+    with display:
+        digest = _until_signal(
+            local.run(
+                named,
+                rebuild=rebuild,
+                home=home,
+                settings=settings,
+                environ=os.environ,
+                progress=progress,
+            )
+        )
+    return _shown(store, reference, digest, is_new=rebuild or digest != before)
+
+
+def _digest_of(store: Any, reference: str) -> str:
+    from flexinfer.errors import NotFound
+
+    try:
+        return str(store.resolve(reference).digest)
+    except NotFound:
+        return ""
+
+
+def _shown(store: Any, reference: str, digest: str, *, is_new: bool) -> dict[str, Any]:
+    from flexinfer.artifact import PREDICATE_TEST_RESULT
+
+    artifact = store.artifact(digest)
+    measured: dict[str, Any] = {}
+    for _, said in store.evidence(digest):
+        if said.predicate_type == PREDICATE_TEST_RESULT and said.predicate["result"] == "PASSED":
+            measured |= said.predicate.get("measurements", {})
+    return {
+        "reference": reference,
+        "digest": digest,
+        "new": is_new,
+        "format": artifact.config.format,
+        "quantization": artifact.config.quantization,
+        "sizeBytes": artifact.size_bytes,
+        "measurements": measured,
+    }
+
+
+def _until_signal(work: Any) -> Any:
+    """Run *work*; SIGTERM cancels it as Ctrl-C does, so that what it started is ended."""
+    import signal
+
+    async def guarded() -> Any:
+        task = asyncio.ensure_future(work)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, task.cancel)
+        return await task
+
+    try:
+        return asyncio.run(guarded())
+    except asyncio.CancelledError:
+        print("interrupted; the next build goes on where this one stood", file=sys.stderr)
+        raise SystemExit(130) from None

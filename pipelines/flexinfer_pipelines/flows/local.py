@@ -1,0 +1,69 @@
+"""Run the flow in this process, against the user's Prefect API or ours; serve its deployment."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+
+from flexinfer.clock import SystemClock
+from flexinfer.places import Home
+from flexinfer.process import watch_lifeline
+from flexinfer.settings import Settings
+from flexinfer_pipelines import prefect_server
+from flexinfer_pipelines.steps import Progress
+
+DEPLOYMENT = "build"
+
+
+async def run(
+    target: str,
+    *,
+    rebuild: bool,
+    home: Home,
+    settings: Settings,
+    environ: Mapping[str, str],
+    progress: Progress,
+) -> str:
+    """Run the flow for *target* and return the artifact's digest.
+
+    Raises:
+        FlexInferError: what a step raises. Unavailable, ProcessFailed: no Prefect API.
+    """
+    async with prefect_server.available(home, settings, environ, SystemClock()) as api:
+        _tell(home, api)
+        from flexinfer_pipelines.flows.build import build_flow, watcher
+
+        watcher.set(progress)
+        found: str = await build_flow(target, rebuild)
+        return found
+
+
+async def serve(home: Home, settings: Settings, environ: Mapping[str, str]) -> None:
+    """Serve the flow's deployment until told to stop: what the UI and `prefect deployment run` start."""
+    loop = asyncio.get_running_loop()
+    me = asyncio.current_task()
+    assert me is not None
+    watch_lifeline(loop, me.cancel)
+    api = await _api(home, settings, environ)
+    _tell(home, api)
+    from prefect import aserve
+
+    from flexinfer_pipelines.flows.build import build_flow
+
+    deployment = await build_flow.to_deployment(  # type: ignore[misc]
+        name=DEPLOYMENT,
+        description="Build a catalog entry (entry/variant) or any source into a verified artifact.",
+        tags=["flexinfer"],
+    )
+    await aserve(deployment, limit=1)
+
+
+async def _api(home: Home, settings: Settings, environ: Mapping[str, str]) -> prefect_server.Found:
+    return await prefect_server.wait_for(home, settings, environ, SystemClock())
+
+
+def _tell(home: Home, api: prefect_server.Found) -> None:
+    """Set what Prefect reads when it is imported: in this process and for the runs that it starts."""
+    os.environ.update(prefect_server.environment(home, os.environ))
+    os.environ["PREFECT_API_URL"] = api.url

@@ -1,0 +1,63 @@
+"""Our Prefect server, in this process: its own database, on loopback, gone with its parent."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+from flexinfer.errors import Conflict
+from flexinfer.log import get_logger
+from flexinfer.places import Home
+from flexinfer.process import SingleInstance, watch_lifeline_in_thread
+from flexinfer.settings import Settings
+from flexinfer_pipelines import prefect_server
+
+log = get_logger(__name__)
+_LOOK_EVERY_S = 1.0
+
+
+def serve(home: Home, settings: Settings) -> None:
+    """Run until told to stop. Where another server of this home runs, wait for its end, then take over."""
+    watch_lifeline_in_thread(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    asyncio.run(_serve(home, settings))
+
+
+async def _serve(home: Home, settings: Settings) -> None:
+    lock = await _turn(home)
+    with lock:
+        port = prefect_server.choose_port(settings.prefect.port)
+        os.environ.update(prefect_server.environment(home, os.environ))
+        os.environ["PREFECT_API_URL"] = os.environ["PREFECT_UI_API_URL"] = (
+            f"http://{prefect_server.HOST}:{port}/api"
+        )
+        # Prefect reads the environment when it is imported.
+        import uvicorn
+        from prefect.server.api.server import create_app
+
+        config = uvicorn.Config(
+            create_app(final=True),
+            host=prefect_server.HOST,
+            port=port,
+            log_level="warning",
+            timeout_graceful_shutdown=3,
+        )
+        lock.update({"what": "Prefect's server", "address": f"http://{prefect_server.HOST}:{port}"})
+        prefect_server.write_record(home, port)
+        log.info("prefect_starting", port=port)
+        try:
+            await uvicorn.Server(config).serve()
+        finally:
+            prefect_server.forget_record(home)
+
+
+async def _turn(home: Home) -> SingleInstance:
+    told = False
+    while True:
+        try:
+            return SingleInstance.acquire(home.run / "prefect.lock", {"what": "Prefect's server"})
+        except Conflict as error:
+            if not told:
+                told = True
+                log.info("prefect_waited", holder=error.message)
+            await asyncio.sleep(_LOOK_EVERY_S)

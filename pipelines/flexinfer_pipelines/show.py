@@ -1,0 +1,93 @@
+"""A build on the terminal: bars where there is one, plain lines where there is not, nothing where it shall be quiet."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from flexinfer.units import format_bytes, format_duration
+from flexinfer_pipelines.steps import STAGES, Progress, Unwatched
+
+_BYTES = frozenset({"fetch", "quantize", "publish"})
+
+
+def progress_for(*, quiet: bool) -> tuple[Progress, AbstractContextManager[Any]]:
+    """Return who watches a build, and what must be entered while it does."""
+    if quiet:
+        return Unwatched(), nullcontext()
+    if sys.stderr.isatty():
+        bars = Bars()
+        return bars, bars.display
+    return Lines(), nullcontext()
+
+
+class Lines:
+    """One line when a stage ends, to standard error."""
+
+    def __init__(self) -> None:
+        self._since: dict[str, float] = {}
+        self._last: dict[str, str] = {}
+        self._note = ""
+
+    def started(self, stage: str) -> None:
+        self._since[stage] = time.monotonic()
+
+    def moved(self, stage: str, done: float, total: float | None, note: str = "") -> None:
+        if stage in self._since:
+            self._last[stage] = _amount(stage, done)
+        elif note and note != self._note:
+            self._note = note
+            self._say(note)
+
+    def finished(self, stage: str, note: str = "") -> None:
+        spent = format_duration(time.monotonic() - self._since.get(stage, time.monotonic()))
+        parts = (f"{stage:<9}", spent, self._last.get(stage, ""), note)
+        self._say("  ".join(part for part in parts if part))
+
+    def _say(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+
+class Bars:
+    """A bar for each stage, drawn by rich in its own thread."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        self.display = Progress(
+            SpinnerColumn(finished_text="✓"),
+            TextColumn("{task.description:<9}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.percentage:>4.0f}%"),
+            TextColumn("{task.fields[amount]:>20}"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}", style="dim"),
+            console=Console(stderr=True),
+            refresh_per_second=8,
+        )
+        self._tasks = {
+            stage: self.display.add_task(stage, total=None, start=False, amount="", note="")
+            for stage in STAGES
+        }
+
+    def started(self, stage: str) -> None:
+        self.display.start_task(self._tasks[stage])
+
+    def moved(self, stage: str, done: float, total: float | None, note: str = "") -> None:
+        amount = _amount(stage, done, total)
+        self.display.update(
+            self._tasks[stage], completed=done, total=total, amount=amount, note=note[:40]
+        )
+
+    def finished(self, stage: str, note: str = "") -> None:
+        self.display.update(self._tasks[stage], completed=1, total=1, note=note)
+
+
+def _amount(stage: str, done: float, total: float | None = None) -> str:
+    if stage in _BYTES:
+        of = f" of {format_bytes(int(total))}" if total else ""
+        return f"{format_bytes(int(done))}{of}" if done else ""
+    return f"{int(done)} of {int(total)}" if total else ""
