@@ -101,6 +101,13 @@ def test_the_index_is_parsed_once_for_many_reads(layout: Layout) -> None:
     assert layout.index() is layout.index()
 
 
+def test_our_own_change_is_not_parsed_again(layout: Layout) -> None:
+    made = layout.index().with_manifest(_manifest(layout), subject=None)
+    changed = made.with_tag("smol:x", made.manifests()[0].digest)
+    layout.change(lambda index: changed)
+    assert layout.index() is changed
+
+
 def test_processes_that_tag_at_once_lose_no_name(layout: Layout) -> None:
     found = _manifest(layout)
     runs = [

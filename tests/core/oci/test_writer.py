@@ -62,6 +62,23 @@ def test_a_committed_blob_is_whole_and_read_only(folder: BlobFolder) -> None:
     assert _partials(folder) == []
 
 
+def test_a_later_write_in_place_changes_the_time_even_within_one_tick(folder: BlobFolder) -> None:
+    path = folder.path(folder.put_bytes(DATA))
+    assert path.stat().st_mtime_ns == 0
+    path.chmod(0o644)
+    path.write_bytes(DATA)
+    assert path.stat().st_mtime_ns != 0
+
+
+def test_the_same_bytes_under_another_key_leave_the_blob_as_it_is(folder: BlobFolder) -> None:
+    inode = folder.path(folder.put_bytes(DATA)).stat().st_ino
+    with folder.writer(key="another, of unknown digest") as writer:
+        writer.write(DATA)
+        writer.commit()
+    assert folder.path(DIGEST).stat().st_ino == inode
+    assert _partials(folder) == []
+
+
 def test_nothing_is_visible_before_the_commit(folder: BlobFolder) -> None:
     with folder.writer(key="k", expected=DIGEST) as writer:
         writer.write(DATA)

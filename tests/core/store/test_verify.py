@@ -12,6 +12,7 @@ import pytest
 
 from flexinfer.errors import IntegrityError, NotFound
 from flexinfer.store import Store
+from flexinfer.store.stamps import Stamps
 
 Flip = Callable[[Path], None]
 
@@ -40,6 +41,17 @@ def test_a_lost_or_damaged_stamp_costs_one_hash(published: Any) -> None:
         assert published.store.ensure_verified(published.weights).hashed_bytes == 0
 
 
+def test_nothing_is_linked_where_the_stamp_does_not_hold(published: Any, tmp_path: Path) -> None:
+    stamps = Stamps(published.store.root / ".flexinfer/stamps")
+    blob = published.store.path(published.weights)
+    os.utime(blob)
+    assert not stamps.link(published.weights, blob, tmp_path / "link", wait_s=0)
+    assert not (tmp_path / "link").exists()
+    published.store.ensure_verified(published.weights)
+    assert stamps.link(published.weights, blob, tmp_path / "link", wait_s=0)
+    assert published.store.ensure_verified(published.weights).hashed_bytes == 0
+
+
 def test_a_blob_that_another_tool_put_there_is_hashed_first(store: Store) -> None:
     digest = store.put_bytes(b"theirs")
     path = store.path(digest)
@@ -61,6 +73,7 @@ def test_a_flipped_bit_is_found_named_and_quarantined(published: Any, flip: Flip
     assert held.expected == published.weights
     assert held.found != published.weights
     assert held.size == 512_000
+    assert published.weights[7:] not in os.listdir(published.store.root / ".flexinfer/stamps")
 
 
 def test_a_flipped_bit_under_a_restored_time_is_found(published: Any, flip: Flip) -> None:
