@@ -47,9 +47,11 @@ class Reconciler:
                     coming = asyncio.ensure_future(_next(pictures))
                 done, _ = await asyncio.wait({coming}, timeout=again_s)
                 if done:
-                    coming.result()
+                    picture = coming.result()
                     coming = None
-                again_s = await self.turn(self._cluster.observe())
+                else:
+                    picture = self._cluster.observe()
+                again_s = await self.turn(picture)
         finally:
             if coming is not None:
                 coming.cancel()

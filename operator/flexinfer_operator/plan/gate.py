@@ -74,17 +74,19 @@ def judge_model(view: ModelView, *, policy: Policy, alias_conflict: str, now_s: 
 def _config(view: ModelView, alias_conflict: str) -> Check:
     failure = _config_failure(view)
     if failure is not None:
-        reason = {"backend_unsupported": "BackendUnsupported", "config_invalid": "ConfigInvalid"}
-        return Check(
-            status="False",
-            reason=reason.get(failure.code, "SourceInvalid"),
-            message=failure.message,
-        )
+        return Check(status="False", reason=_config_reason(view), message=failure.message)
     if view.edit_fault:
         return Check(status="False", reason="EditRefused", message=view.edit_fault)
     if alias_conflict:
         return Check(status="False", reason="AliasConflict", message=alias_conflict)
     return _YES
+
+
+def _config_reason(view: ModelView) -> str:
+    if view.engine.fault is not None:
+        is_config = view.engine.fault.code in ("config_invalid", "context_too_long")
+        return "ConfigInvalid" if is_config else "BackendUnsupported"
+    return "ConfigInvalid" if view.engine.problems else "SourceInvalid"
 
 
 def _config_failure(view: ModelView) -> Failure | None:

@@ -1,0 +1,66 @@
+"""What an engine's plug-in says of a Model, asked with care: one that breaks its contract fails one Model only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flexinfer.engine import Engine, EngineArtifact, Resources
+from flexinfer.errors import FlexInferError
+from flexinfer.fleet import Failure
+from flexinfer.log import get_logger
+from flexinfer.resources.model import ModelSpec
+from flexinfer_operator.plan.view import EngineFacts
+
+log = get_logger(__name__)
+
+EngineLookup = Callable[[str], type[Engine]]
+"""Name of a backend → its class; raises as `Registry.get`."""
+
+# For a launch that is only asked whether it could be.
+_ANY = Resources(threads=1, memory_bytes=1 << 30)
+
+
+def engine_facts(
+    lookup: EngineLookup, spec: ModelSpec, artifact: EngineArtifact | None
+) -> EngineFacts:
+    """Return what the plug-in of `spec.backend` says. *artifact* None: it is not here yet."""
+    try:
+        engine = lookup(spec.backend)()
+        problems = engine.problems(spec.config)
+        if problems:
+            sentences = tuple(f"spec.config.{one.key}: {one.message}" for one in problems)
+            return EngineFacts(formats=engine.formats, problems=sentences)
+        limits = engine.limits(spec.config, artifact)
+        assumed = artifact or _assumed(engine)
+        endpoints = tuple(sorted(one.value for one in engine.endpoints(spec.config, assumed)))
+        is_loadable = artifact is not None and artifact.format in engine.formats
+        fault = _launch_fault(engine, spec, artifact) if artifact and is_loadable else None
+        return EngineFacts(limits=limits, endpoints=endpoints, formats=engine.formats, fault=fault)
+    except FlexInferError as error:
+        return EngineFacts(fault=Failure(code=error.code, message=error.message))
+    except Exception as error:
+        log.error("engine_plugin_failed", backend=spec.backend, exc_info=error)
+        message = f"backend {spec.backend!r}: its plug-in failed: {type(error).__name__}: {error}"
+        return EngineFacts(fault=Failure(code="plugin_error", message=message))
+
+
+def _launch_fault(engine: Engine, spec: ModelSpec, artifact: EngineArtifact) -> Failure | None:
+    try:
+        engine.launch(spec.config, artifact, _ANY)
+    except FlexInferError as error:
+        return Failure(code=error.code, message=error.message)
+    return None
+
+
+def _assumed(engine: Engine) -> EngineArtifact:
+    """Return an artifact that offers all that the engine could: the true one is not known yet."""
+    return EngineArtifact(
+        digest="",
+        format=min(engine.formats, default=""),
+        quantization="",
+        architecture="",
+        files=(),
+        size_bytes=0,
+        context_length=0,
+        has_chat_template=True,
+    )

@@ -1,0 +1,159 @@
+"""From a Model's source to an artifact in the store: reference → digest → files and evidence, by looking only."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from flexinfer.artifact import PREDICATE_TEST_RESULT
+from flexinfer.artifact.evidence import TestResult, parse_test_result
+from flexinfer.catalog import Catalog, search_paths
+from flexinfer.catalog.binding import wanted
+from flexinfer.catalog.folder import entry_files
+from flexinfer.engine import EngineArtifact
+from flexinfer.errors import FlexInferError, NotFound
+from flexinfer.fleet import Failure
+from flexinfer.launching import engine_artifact
+from flexinfer.log import get_logger
+from flexinfer.oci import Digest, parse_digest
+from flexinfer.places import Home
+from flexinfer.resources.model import Model, ModelStatus
+from flexinfer.resources.source import parse_source
+from flexinfer.settings import CatalogSection
+from flexinfer.store import Store
+from flexinfer_operator.facts import EngineLookup, engine_facts
+from flexinfer_operator.plan.view import Bound, EngineFacts
+
+log = get_logger(__name__)
+
+Marks = tuple[tuple[str, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Binding:
+    """What a Model is bound to, and what its engine says of it."""
+
+    bound: Bound
+    engine: EngineFacts
+    artifact: EngineArtifact | None = None
+    """What the engine is told; None where it is not all here."""
+
+
+class Binder:
+    """The store and the catalog of one home. Blocking; not for two threads at once."""
+
+    def __init__(
+        self, home: Home, section: CatalogSection, *, store: Store, engines: EngineLookup
+    ) -> None:
+        self._home = home
+        self._section = section
+        self._store = store
+        self._engines = engines
+        self._catalog: Catalog | None = None
+        self._catalog_marks: Marks = ()
+        self._store_marks: Marks = ()
+
+    def has_news(self, *, with_catalog: bool) -> bool:
+        """Return whether names, blobs or (*with_catalog*) entries may have changed since the last call."""
+        store_marks = _marks((self._store.root / "index.json", self._store.root / "quarantine"))
+        news = store_marks != self._store_marks
+        self._store_marks = store_marks
+        if with_catalog or self._catalog is None:
+            files, _ = entry_files(self._paths())
+            marks = _marks(files)
+            if self._catalog is None or marks != self._catalog_marks:
+                self._catalog_marks = marks
+                self._catalog = Catalog.load(self._paths())
+                news = True
+        return news
+
+    def bind(self, model: Model, status: ModelStatus | None) -> Binding:
+        """Return what *model* is bound to. *status* holds the digest that it was bound to before."""
+        bound, artifact = self._bound(model, status)
+        return Binding(
+            bound=bound,
+            engine=engine_facts(self._engines, model.spec, artifact),
+            artifact=artifact,
+        )
+
+    def _paths(self) -> tuple[Path, ...]:
+        return search_paths(self._section, self._home, Path.cwd())
+
+    def _bound(
+        self, model: Model, status: ModelStatus | None
+    ) -> tuple[Bound, EngineArtifact | None]:
+        if self._catalog is None:
+            self._catalog = Catalog.load(self._paths())
+        try:
+            _, _, reference = wanted(parse_source(model.spec.source), self._catalog)
+        except FlexInferError as error:
+            return Bound(fault=Failure(code=error.code, message=error.message)), None
+        digest = self._digest(reference, status)
+        if digest is None:
+            return Bound(reference=reference), None
+        try:
+            return self._looked_at(reference, digest)
+        except FlexInferError as error:
+            return Bound(reference=reference, digest=digest, damage=error.message), None
+
+    def _digest(self, reference: str, status: ModelStatus | None) -> Digest | None:
+        """Return what the name points to now; where the name is gone, what it pointed to when it was bound."""
+        try:
+            return self._store.resolve(reference).digest
+        except NotFound:
+            pinned = None if status is None else status.artifact
+            if pinned is None or pinned.reference != reference:
+                return None
+            digest = parse_digest(pinned.digest)
+            return digest if self._store.has(digest) else None
+
+    def _looked_at(self, reference: str, digest: Digest) -> tuple[Bound, EngineArtifact | None]:
+        artifact = self._store.artifact(digest)
+        known = engine_artifact(artifact, digest)
+        missing = [f for f in artifact.files if not self._store.has(f.digest, f.size)]
+        damage = "; ".join(self._absence(f.path, f.digest) for f in missing[:3])
+        bound = Bound(
+            reference=reference,
+            digest=digest,
+            is_cached=not missing,
+            damage=damage,
+            format=known.format,
+            quantization=known.quantization,
+            size_bytes=known.size_bytes,
+            evidence=self._evidence(digest),
+        )
+        return bound, None if missing else known
+
+    def _absence(self, path: str, digest: Digest) -> str:
+        if any(one.expected == digest for one in self._store.quarantined()):
+            return f"{path} ({digest}) was not what its digest says and is in quarantine"
+        return f"{path} ({digest}) is not in the store"
+
+    def _evidence(self, digest: Digest) -> tuple[TestResult, ...]:
+        """Return the test results bound to *digest*. What cannot be believed is as if it were not there."""
+        try:
+            statements = self._store.evidence(digest)
+        except FlexInferError as error:
+            log.warning("evidence_unreadable", digest=digest, code=error.code, error=error.message)
+            return ()
+        found: list[TestResult] = []
+        for _, said in statements:
+            if said.predicate_type != PREDICATE_TEST_RESULT:
+                continue
+            try:
+                found.append(parse_test_result(said.predicate))
+            except FlexInferError as error:
+                log.warning("evidence_ignored", digest=digest, error=error.message)
+        return tuple(found)
+
+
+def _marks(paths: tuple[Path, ...] | list[Path]) -> Marks:
+    found = []
+    for path in paths:
+        try:
+            stat = os.stat(path)
+        except OSError:
+            continue
+        found.append((str(path), stat.st_mtime_ns, stat.st_ino))
+    return tuple(found)

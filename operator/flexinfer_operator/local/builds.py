@@ -1,0 +1,135 @@
+"""Builds of what Models need and the store has not: one at a time, each a child process at low priority."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from flexinfer.clock import Clock
+from flexinfer.errors import FlexInferError
+from flexinfer.log import get_logger
+from flexinfer.places import Home
+from flexinfer.process import Child, ProcessSpec, inherited_environment, start
+from flexinfer_operator.plan.view import BuildFailure, Builds
+
+log = get_logger(__name__)
+
+MAX_FAILURES = 16
+_STOP_GRACE_S = 3.0
+# What the build reads of our environment: our settings, and the credentials of sources and of the package index.
+_PASSED = ("FLEXINFER_*", "PIP_*", "HF_*", "HUGGING_FACE_*", "PREFECT_*")
+
+BuildCommand = Callable[[str], tuple[str, ...]]
+"""A source → the program that builds it."""
+
+
+def build_command(source: str) -> tuple[str, ...]:
+    """Return how a source is built: as a user would, without a progress bar."""
+    return (sys.executable, "-P", "-m", "flexinfer", "build", source, "--quiet")
+
+
+class Builder:
+    """Builds by source. *on_end* is told the source when one ended, and whether well."""
+
+    def __init__(
+        self,
+        home: Home,
+        clock: Clock,
+        *,
+        nice: int,
+        on_end: Callable[[str, bool], None],
+        command: BuildCommand = build_command,
+    ) -> None:
+        self._home = home
+        self._clock = clock
+        self._nice = nice
+        self._on_end = on_end
+        self._command = command
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._states: dict[str, Builds] = {}
+        self._turn = asyncio.Lock()
+
+    def state(self, source: str) -> Builds:
+        return self._states.get(source, Builds())
+
+    def start(self, source: str, *, why: str) -> None:
+        """Build *source*, after those that are being built. Twice is once."""
+        if source in self._tasks:
+            return
+        self._states[source] = replace(self.state(source), is_running=True)
+        self._tasks[source] = asyncio.create_task(self._run(source, why), name=f"build {source}")
+
+    def succeeded(self, source: str) -> None:
+        """Forget failures: the artifact is here, whole."""
+        if source not in self._tasks:
+            self._states.pop(source, None)
+
+    def failed(self, source: str, message: str) -> None:
+        """Count a build that ended well and left the artifact incomplete all the same."""
+        now_s = self._clock.now_s()
+        failures = (*self.state(source).failures, BuildFailure(at_s=now_s, message=message))
+        self._states[source] = Builds(
+            is_running=source in self._tasks, failures=failures[-MAX_FAILURES:]
+        )
+
+    async def close(self) -> None:
+        """End every build; what it has done so far is kept by it."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _run(self, source: str, why: str) -> None:
+        failure = ""
+        try:
+            async with self._turn:
+                log.info("build_started", source=source, why=why, human=f"building {source}: {why}")
+                failure = await self._built(source)
+        except FlexInferError as error:
+            failure = error.message
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            log.error("build_broke", source=source, exc_info=error)
+            failure = f"{type(error).__name__}: {error}"
+        finally:
+            del self._tasks[source]
+            self._states[source] = replace(self.state(source), is_running=False)
+        if failure:
+            self.failed(source, failure)
+            log.warning(
+                "build_failed", source=source, error=failure, human=f"build of {source}: {failure}"
+            )
+        else:
+            log.info("build_finished", source=source, human=f"built {source}")
+        self._on_end(source, not failure)
+
+    async def _built(self, source: str) -> str:
+        """Return why the build failed; empty: it did not."""
+        log_path = self._home.logs / "operator-build.log"
+        child: Child = await start(
+            ProcessSpec(
+                name="build",
+                argv=self._command(source),
+                environment={
+                    **inherited_environment(*_PASSED),
+                    "FLEXINFER_HOME": str(self._home.root),
+                },
+                cwd=Path.cwd(),  # `./catalogs` and `flexinfer.toml` are looked for there
+                log_path=log_path,
+                nice=self._nice,
+                grace_s=_STOP_GRACE_S,
+            )
+        )
+        try:
+            code = await child.wait()
+        except asyncio.CancelledError:
+            await child.stop()
+            raise
+        if code == 0:
+            return ""
+        last = next((line for line in reversed(child.tail(20)) if line.strip()), "no output")
+        return f"exit code {code}: {last.strip()[:500]} (all of it: {log_path})"

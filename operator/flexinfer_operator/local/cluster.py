@@ -1,0 +1,384 @@
+"""This machine as a `Cluster`: the picture is kept here, everything happens in the modules beside.
+
+models/*.yaml ─ModelFiles─┐                                ┌─► Replica (engine processes)
+store, catalog ──Binder───┼─► picture ─► plan ─► apply ────┼─► Builder (child processes)
+run/operator.sock ─leases─┘                                └─► publish ─► routers
+                                    record ─► state.db, by one thread, never awaited on the way to a start
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+
+from flexinfer.clock import Clock
+from flexinfer.engine import ENGINES
+from flexinfer.errors import Conflict
+from flexinfer.fleet import DemandLease, FleetModel, FleetSnapshot
+from flexinfer.log import get_logger
+from flexinfer.places import Home
+from flexinfer.resources.model import ModelStatus
+from flexinfer.settings import Settings
+from flexinfer.store import Store
+from flexinfer_operator.facts import EngineLookup
+from flexinfer_operator.leases import LeaseBook
+from flexinfer_operator.local.adoption import find_engines
+from flexinfer_operator.local.binding import Binder
+from flexinfer_operator.local.builds import BuildCommand, Builder, build_command
+from flexinfer_operator.local.desk import Desk
+from flexinfer_operator.local.ledger import ColdStartRecord
+from flexinfer_operator.local.logs import prune_logs
+from flexinfer_operator.local.models import ModelFiles
+from flexinfer_operator.local.notices import announce
+from flexinfer_operator.local.pool import Pool
+from flexinfer_operator.local.replica import Means, Replica
+from flexinfer_operator.local.routers import RouterServer
+from flexinfer_operator.local.shelf import Known, Shelf
+from flexinfer_operator.local.tools import HomeTools, Tools
+from flexinfer_operator.plan.action import Action, Build, Drain, Start, Stop, Undrain
+from flexinfer_operator.plan.view import Crash, Policy, Snapshot
+from flexinfer_operator.publication import Publication
+
+log = get_logger(__name__)
+
+SOCKET = "operator.sock"
+# A router that went away may be restarting: its requests are not given up at once.
+_LEAVE_GRACE_S = 2.0
+# An edit acts within a second, a finished build as well; a look costs a handful of system calls.
+_LOOK_EVERY_S = 0.25
+_CATALOG_EVERY_LOOKS = 8
+
+
+class LocalCluster:
+    """See `flexinfer_operator.cluster.Cluster`. `async with` starts and ends it.
+
+    engines, tools, build: what engines there are, what they run with, how a source is built; a test gives its own.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        settings: Settings,
+        clock: Clock,
+        *,
+        engines: EngineLookup = ENGINES.get,
+        tools: Tools | None = None,
+        build: BuildCommand = build_command,
+    ) -> None:
+        self._home, self._clock, self._engines = home, clock, engines
+        self._section = settings.operator
+        self._policy = Policy(
+            max_loaded=self._section.max_loaded_models,
+            drain_timeout_s=self._section.drain_timeout_s,
+        )
+        self._store = Store(home.store)
+        self._files = ModelFiles(home.models)
+        self._binder = Binder(home, settings.catalog, store=self._store, engines=engines)
+        self._desk = Desk(home.state_db, clock)
+        self._shelf = Shelf(clock)
+        self._book = LeaseBook()
+        self._publication = Publication(first_generation=int(clock.unix_s() * 1000))
+        self._routers = RouterServer(home.run / SOCKET, self, self._newest)
+        self._builder = Builder(
+            home, clock, nice=settings.build.nice, on_end=self._build_ended, command=build
+        )
+        self._client = httpx.AsyncClient(trust_env=False)
+        means = Means(
+            home=home,
+            clock=clock,
+            store=self._store,
+            tools=tools or HomeTools(home),
+            client=self._client,
+            stop_grace_s=self._section.stop_grace_s,
+        )
+        self._records = means.records
+        self._pool = Pool(means, engines, max_loaded=self._policy.max_loaded)
+        self._revision = 1
+        self._changed: dict[str, int] = {}
+        self._wake = asyncio.Event()
+        self._look_now = asyncio.Event()
+        self._looking: asyncio.Task[None] | None = None
+
+    @property
+    def socket(self) -> Path:
+        return self._home.run / SOCKET
+
+    # Life
+
+    async def __aenter__(self) -> LocalCluster:
+        self._records.mkdir(mode=0o700, parents=True, exist_ok=True)
+        await self._desk.open()
+        try:
+            await self._look(with_catalog=True)
+            for found in await find_engines(
+                self._records,
+                self._store,
+                models=frozenset(self._shelf.names()),
+                engines=self._engines,
+                grace_s=self._section.stop_grace_s,
+            ):
+                self._pool.adopt(found, listener=self)
+            await self._routers.start()
+        except BaseException:
+            await self.close()
+            raise
+        self._looking = asyncio.create_task(self._keep_looking(), name="look")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End routers, builds and engines; bounded by the grace time of engines."""
+        if self._looking is not None:
+            self._looking.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._looking
+        await self._routers.close()
+        await asyncio.gather(self._builder.close(), self._pool.close())
+        await self._client.aclose()
+        for name in self._shelf.names():
+            self._desk.stopped(name)
+        await self._desk.close()
+
+    # Cluster
+
+    def observe(self) -> Snapshot:
+        now_s = self._clock.now_s()
+        for model in self._book.expire(now_s):
+            self._touch(model)
+        return Snapshot(
+            revision=self._revision,
+            unix_offset_s=self._clock.unix_s() - now_s,
+            policy=self._policy,
+            models=tuple(
+                known.view(
+                    builds=self._builder.state(known.model.spec.source),
+                    last_active_s=self._book.model_active_s(name),
+                )
+                for name, known in self._shelf.items()
+            ),
+            replicas=self._pool.views(self._book, self._publication),
+            leases=self._book.leases(),
+            routers=self._book.routers(),
+        )
+
+    async def watch(self) -> AsyncIterator[Snapshot]:
+        seen = 0
+        while True:
+            while self._revision == seen:
+                self._wake.clear()
+                await self._wake.wait()
+            snapshot = self.observe()
+            seen = snapshot.revision
+            yield snapshot
+
+    async def apply(self, action: Action, *, observed: int) -> None:
+        changed = self._changed.get(action.model, 0)
+        if changed > observed:
+            raise Conflict(f"Model {action.model} changed at revision {changed}, after {observed}")
+        match action:
+            case Start():
+                self._start(action)
+            case Drain():
+                self._pool.drain(action)
+            case Undrain():
+                self._pool.undrain(action)
+            case Stop():
+                self._stop(action)
+            case Build():
+                self._builder.start(action.source, why=action.why)
+        self._bump()
+
+    async def publish(self, fleet: Sequence[FleetModel]) -> None:
+        snapshot = self._publication.publish(fleet, now_s=self._clock.now_s())
+        if snapshot is not None:
+            self._routers.send(snapshot)
+            self._bump()
+
+    async def record(self, statuses: Mapping[str, ModelStatus]) -> None:
+        for name, status in statuses.items():
+            known = self._shelf.get(name)
+            if known is None or known.status == status:
+                continue
+            announce(name, known.status, status)
+            known.status = status
+            self._desk.save(name, known.remembered())
+
+    def _start(self, action: Start) -> None:
+        known = self._shelf.get(action.model)
+        if known is None or known.artifact is None or action.replica in self._pool:
+            return
+        if known.artifact.digest != action.digest:
+            raise Conflict(f"Model {action.model} is bound to another digest by now")
+        known.starts += 1
+        known.preempted_by = ""
+        self._pool.start(
+            action, known.model, known.artifact, models=len(self._shelf.names()), listener=self
+        )
+
+    def _stop(self, action: Stop) -> None:
+        known, one = self._shelf.get(action.model), self._pool.get(action.replica)
+        if known is not None and one is not None and one.draining is not None:
+            known.preempted_by = one.draining.for_model
+        self._pool.stop(action)
+
+    # What replicas, routers and builds tell
+
+    def replica_changed(self, replica: Replica) -> None:
+        self._bump()
+
+    def replica_ready(self, replica: Replica) -> None:
+        now_s = self._clock.now_s()
+        known = self._shelf.get(replica.model)
+        if known is not None:
+            known.last_ready_s, known.preempted_by = now_s, ""
+        if not replica.is_adopted:
+            start = ColdStartRecord(
+                digest=replica.digest,
+                replica=replica.id,
+                at_unix_s=self._clock.unix_s(),
+                phases=dict(replica.phases),
+            )
+            self._desk.add(start, then=self._estimated)
+            log.info("replica_ready", replica=replica.id, model=replica.model, **replica.phases)
+        self._touch(replica.model)
+
+    def replica_gone(self, replica: Replica, crash: Crash | None) -> None:
+        self._pool.forget(replica)
+        self._book.forget_replica(replica.id)
+        known = self._shelf.get(replica.model)
+        if known is not None and crash is not None:
+            known.crashes = (*known.crashes, crash)[-8:]
+        if crash is not None:
+            log.warning(
+                "replica_failed", replica=replica.id, model=replica.model, code=crash.code,
+                error=crash.message,
+            )  # fmt: skip
+        else:
+            log.info("replica_stopped", replica=replica.id, model=replica.model)
+        prune_logs(self._home.logs, replica.model, running=self._pool)
+        self._forget_if_gone(replica.model)
+        self._touch(replica.model)
+
+    def artifact_damaged(self, digest: str, message: str) -> None:
+        log.error("artifact_damaged", digest=digest, error=message, human=message)
+        self._look_now.set()
+
+    def router_connected(self, connection: int) -> None:
+        self._book.connected(connection)
+        self._bump()
+
+    def router_said(self, connection: int, lease: DemandLease) -> None:
+        now_s = self._clock.now_s()
+        if self._book.take(connection, lease, now_s=now_s):
+            self._touch(lease.model)
+
+    def router_left(self, connection: int) -> None:
+        now_s = self._clock.now_s()
+        for model in self._book.disconnected(connection, now_s=now_s, grace_s=_LEAVE_GRACE_S):
+            self._touch(model)
+        self._bump()
+
+    def _build_ended(self, source: str, is_good: bool) -> None:
+        """Look what it left, where it ended well; until then it counts as running."""
+        self._look_now.set()
+        for name, known in self._shelf.items():
+            if known.model.spec.source == source:
+                known.is_build_unseen = is_good
+                self._touch(name)
+
+    def _estimated(self, digest: str) -> None:
+        for name, known in self._shelf.items():
+            if known.bound.digest == digest:
+                known.cold_starts = self._desk.estimate(digest)
+                self._touch(name)
+
+    # Looking
+
+    async def _keep_looking(self) -> None:
+        every_s = min(_LOOK_EVERY_S, self._section.rescan_s)
+        looks = 0
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(every_s):
+                    await self._look_now.wait()
+            is_asked = self._look_now.is_set()
+            self._look_now.clear()
+            looks += 1
+            try:
+                await self._look(with_catalog=is_asked or looks % _CATALOG_EVERY_LOOKS == 0)
+            except Exception as error:
+                log.error("look_failed", exc_info=error)
+
+    async def _look(self, *, with_catalog: bool) -> None:
+        """Read what changed in `models/`, the store and the catalog, and bind every Model anew if anything did."""
+        changed, news = await asyncio.to_thread(
+            lambda: (self._files.scan(), self._binder.has_news(with_catalog=with_catalog))
+        )
+        unseen = [name for name, known in self._shelf.items() if known.is_build_unseen]
+        if not (changed or news or unseen):
+            return
+        written = self._files.written()
+        statuses = {name: self._status(name) for name in written}
+        bindings = await asyncio.to_thread(
+            lambda: {n: self._binder.bind(w.model, statuses[n]) for n, w in written.items()}
+        )
+        for name, one in written.items():
+            remembered = self._desk.known(name)
+            known, is_different = self._shelf.put(one, bindings[name], remembered)
+            if known.cold_starts is None and known.bound.digest:
+                known.cold_starts = self._desk.estimate(known.bound.digest)
+            self._settle_build(known)
+            if is_different:
+                self._desk.save(name, known.remembered())
+                self._touch(name)
+        for name in self._shelf.names() - written.keys():
+            self._shelf.delete(name)
+            self._touch(name)
+            self._forget_if_gone(name)
+
+    def _status(self, name: str) -> ModelStatus | None:
+        known = self._shelf.get(name)
+        if known is not None:
+            return known.status
+        remembered = self._desk.known(name)
+        return None if remembered is None else remembered.status
+
+    def _settle_build(self, known: Known) -> None:
+        source = known.model.spec.source
+        if known.bound.is_cached:
+            self._builder.succeeded(source)
+        elif known.is_build_unseen:
+            why = known.bound.damage or f"nothing is published as {known.bound.reference}"
+            self._builder.failed(source, f"the build ended well, and yet: {why}")
+        if known.is_build_unseen:
+            known.is_build_unseen = False
+            self._touch(known.name)
+
+    # The picture
+
+    def _forget_if_gone(self, name: str) -> None:
+        known = self._shelf.get(name)
+        if known is None or not known.is_deleted:
+            return
+        if not self._pool.has_any(name):
+            self._shelf.forget(name)
+            self._book.forget_model(name)
+            self._changed.pop(name, None)
+            self._desk.forget(name)
+
+    def _newest(self) -> FleetSnapshot | None:
+        return self._publication.current(now_s=self._clock.now_s())
+
+    def _touch(self, model: str) -> None:
+        self._bump()
+        self._changed[model] = self._revision
+
+    def _bump(self) -> None:
+        self._revision += 1
+        self._wake.set()

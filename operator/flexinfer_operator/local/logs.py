@@ -1,0 +1,34 @@
+"""The logs that engines leave behind: the newest few of each Model are kept."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container
+from pathlib import Path
+
+MAX_LOGS = 5
+_NAME = re.compile(r"engine-(?P<replica>(?P<model>.+)-[0-9a-f]{6}-[0-9]+)\.log(\.1)?")
+
+
+def prune_logs(folder: Path, model: str, *, running: Container[str]) -> None:
+    """Remove the logs of *model*'s replicas but for the newest ones and those that are *running*."""
+    found: list[tuple[float, Path]] = []
+    try:
+        for file in folder.iterdir():
+            match = _NAME.fullmatch(file.name)
+            if match and match["model"] == model and match["replica"] not in running:
+                found.append((file.stat().st_mtime, file))
+    except OSError:
+        return  # another time
+    for _, file in sorted(found, reverse=True)[MAX_LOGS:]:
+        file.unlink(missing_ok=True)
+
+
+def newest_log(folder: Path, model: str) -> Path | None:
+    """Return the log of *model*'s last replica; None: there was none."""
+    found = [
+        file
+        for file in (folder.iterdir() if folder.is_dir() else ())
+        if (match := _NAME.fullmatch(file.name)) and match["model"] == model
+    ]
+    return max(found, key=lambda file: file.stat().st_mtime, default=None)

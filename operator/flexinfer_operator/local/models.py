@@ -1,0 +1,139 @@
+"""The Models that a user wrote: `models/*.yaml`, and what became of each file's newest edit.
+
+A file that cannot be read as a Model changes nothing: its last good state holds, and the edit's fault is shown.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from flexinfer.errors import InvalidInput
+from flexinfer.log import get_logger
+from flexinfer.resources.document import parse_document
+from flexinfer.resources.model import Model
+
+log = get_logger(__name__)
+
+MAX_FILES = 2000
+MAX_FILE_BYTES = 1024 * 1024
+_SUFFIXES = (".yaml", ".yml")
+
+Signature = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrittenModel:
+    """One Model as its file has it. `fault`: why the newest edit of the file is refused; empty: it is not."""
+
+    model: Model
+    file: Path
+    fault: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _File:
+    signature: Signature
+    model: Model | None = None
+    fault: str = ""
+    doubt: str = ""
+    """A fault that was seen once: an editor may not have finished writing."""
+
+
+class ModelFiles:
+    """The folder *folder*, looked at by `scan`. Not for two threads at once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: dict[Path, _File] = {}
+
+    def scan(self) -> bool:
+        """Look again, reading only files that changed; return whether anything is different now."""
+        found = _signatures(self._folder)
+        gone = [file for file in self._files if file not in found]
+        for file in gone:
+            del self._files[file]
+        changed = bool(gone)
+        for file, signature in found.items():
+            before = self._files.get(file)
+            if before is not None and before.signature == signature:
+                if before.doubt:
+                    self._files[file] = replace(before, fault=before.doubt, doubt="")
+                    _tell(before.doubt)
+                    changed = True
+                continue
+            now = _read(file, signature, before)
+            self._files[file] = now
+            changed = changed or not now.doubt
+        return changed
+
+    def written(self) -> dict[str, WrittenModel]:
+        """Return the Models by name. Where two files define one, the first file's is taken."""
+        found: dict[str, WrittenModel] = {}
+        for file in sorted(self._files):
+            known = self._files[file]
+            if known.model is None:
+                continue
+            name = known.model.metadata.name
+            if name in found:
+                first = found[name]
+                fault = f"{file}: Model {name!r} is defined in {first.file} already"
+                found[name] = replace(first, fault=first.fault or fault)
+            else:
+                found[name] = WrittenModel(model=known.model, file=file, fault=known.fault)
+        return found
+
+    def faults(self) -> dict[Path, str]:
+        """Return what is wrong with each file that is refused."""
+        return {file: known.fault for file, known in self._files.items() if known.fault}
+
+
+def _signatures(folder: Path) -> dict[Path, Signature]:
+    found: dict[Path, Signature] = {}
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") or not entry.name.endswith(_SUFFIXES):
+                    continue
+                try:
+                    if not entry.is_file():
+                        continue
+                    stat = entry.stat()
+                except OSError:
+                    continue  # gone meanwhile, or a link to nowhere
+                signature = (stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino)
+                found[folder / entry.name] = signature
+                if len(found) >= MAX_FILES:
+                    log.warning("model_files_ignored", folder=str(folder), limit=MAX_FILES)
+                    break
+    except FileNotFoundError:
+        return {}
+    return found
+
+
+def _read(file: Path, signature: Signature, before: _File | None) -> _File:
+    model = None if before is None else before.model
+    try:
+        return _File(signature=signature, model=_parse(file))
+    except InvalidInput as error:
+        return _File(signature=signature, model=model, doubt=error.message)
+    except OSError as error:
+        return _File(signature=signature, model=model, doubt=f"{file}: {error.strerror}")
+
+
+def _parse(file: Path) -> Model:
+    with file.open("rb") as stream:
+        data = stream.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise InvalidInput(f"{file}: larger than {MAX_FILE_BYTES} bytes", code="document_invalid")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        message = f"{file}: not UTF-8 at byte {error.start}"
+        raise InvalidInput(message, code="document_invalid") from error
+    return parse_document(Model, text, str(file))
+
+
+def _tell(fault: str) -> None:
+    log.warning("model_edit_refused", error=fault, human=f"refused, the old state stays: {fault}")

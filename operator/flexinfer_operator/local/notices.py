@@ -1,0 +1,39 @@
+"""What a person at the terminal is told when a Model's phase changes."""
+
+from __future__ import annotations
+
+from flexinfer.log import get_logger
+from flexinfer.resources.model import ModelStatus
+
+log = get_logger(__name__)
+
+
+def announce(name: str, before: ModelStatus | None, after: ModelStatus) -> None:
+    """Log a change of phase, with a sentence; nothing where the phase is the same."""
+    old = None if before is None else before.phase
+    if after.phase == old:
+        return
+    human = _sentence(name, before, after)
+    fields = {"model": name, "phase": after.phase, "before": old, "message": after.message}
+    if human:
+        fields["human"] = human
+    if after.phase == "Failed":
+        log.warning("model_phase_changed", **fields)
+    else:
+        log.info("model_phase_changed", **fields)
+
+
+def _sentence(name: str, before: ModelStatus | None, after: ModelStatus) -> str:
+    match after.phase:
+        case "Loading":
+            return f"{name}: loading"
+        case "Ready":
+            return f"{name}: ready"
+        case "Idle":
+            return f"{name}: idle, its engine is stopped" if before is not None else ""
+        case "Preempted":
+            return f"{name}: made room for another model"
+        case "Failed":
+            return f"{name}: failed: {after.message}"
+        case "Pending":
+            return f"{name}: waiting: {after.message}"

@@ -1,0 +1,46 @@
+"""Whether a load moves: log phase, processor time, bytes read, resident memory. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flexinfer.process import Usage
+
+# Less than this is what a process does that waits for something that never comes: timers, a heartbeat.
+_CPU_S = 0.05
+_READ_BYTES = 64 * 1024
+_RSS_BYTES = 512 * 1024
+
+
+@dataclass(slots=True, kw_only=True)
+class Progress:
+    """What was seen at the last move; `at_s` is when that was."""
+
+    at_s: float
+    substage: str = ""
+    cpu_s: float = 0.0
+    read_bytes: int = 0
+    rss_bytes: int = 0
+
+    def enters(self, substage: str, *, now_s: float) -> bool:
+        """Note a log phase; return whether it is another one."""
+        if substage == self.substage:
+            return False
+        self.substage, self.at_s = substage, now_s
+        return True
+
+    def uses(self, usage: Usage, *, now_s: float) -> bool:
+        """Note what the process uses now; return whether anything moved since the last move."""
+        moved = (
+            usage.cpu_s - self.cpu_s >= _CPU_S
+            or usage.read_bytes - self.read_bytes >= _READ_BYTES
+            or abs(usage.rss_bytes - self.rss_bytes) >= _RSS_BYTES
+        )
+        if moved:
+            self.cpu_s, self.read_bytes, self.rss_bytes = (
+                usage.cpu_s,
+                usage.read_bytes,
+                usage.rss_bytes,
+            )
+            self.at_s = now_s
+        return moved

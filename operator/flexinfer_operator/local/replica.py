@@ -1,0 +1,386 @@
+"""One engine process, from the decision to start it until it is gone.
+
+    loading ──probe answers──► ready ──stop──► stopping ──► gone
+       └──ends, or cannot be started──────► gone, with the cause      (also from ready)
+
+What happens is told to a `Listener`; nothing here decides whether it should.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import httpx
+
+from flexinfer.clock import Clock
+from flexinfer.engine import Cause, Engine, EngineArtifact, Resources, Substage
+from flexinfer.errors import FlexInferError, IntegrityError
+from flexinfer.launching import RunningEngine, probe, record_of, start_engine
+from flexinfer.log import get_logger
+from flexinfer.oci import Digest, parse_digest
+from flexinfer.places import Home
+from flexinfer.process import UNKNOWN_EXIT, LogReader
+from flexinfer.resources.model import Model
+from flexinfer.store import Checkout, Store
+from flexinfer_operator.local.progress import Progress
+from flexinfer_operator.local.tools import Tools
+from flexinfer_operator.plan.view import Crash, Draining, ReplicaState
+
+log = get_logger(__name__)
+
+# How often a loading engine's log is read: the load's end is noticed this much late.
+_TICK_S = 0.015
+_SLOW_TICK_S = 0.05
+_SLOW_AFTER_S = 10.0
+_PROBE_EVERY_S = 0.25
+_USAGE_EVERY_S = 0.5
+_PROBE_LISTENING_S = 0.03
+_TAIL_LINES = 60
+# A blob or manifest that went away: what to do is decided by what the store has, not by a crash's back-off.
+_ABSENT = ("blob_missing", "artifact_not_found")
+
+
+class Listener(Protocol):
+    """Who is told what becomes of replicas. Called in the event loop."""
+
+    def replica_changed(self, replica: Replica) -> None: ...
+
+    def replica_ready(self, replica: Replica) -> None: ...
+
+    def replica_gone(self, replica: Replica, crash: Crash | None) -> None: ...
+
+    def artifact_damaged(self, digest: str, message: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Means:
+    """What every replica of one machine is started with."""
+
+    home: Home
+    clock: Clock
+    store: Store
+    tools: Tools
+    client: httpx.AsyncClient
+    """Without a proxy."""
+    stop_grace_s: float
+
+    @property
+    def records(self) -> Path:
+        """Where engines are written down, so that they are found after a crash; their keys lie in `secrets` there."""
+        return self.home.run / "replicas"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What one replica is to be."""
+
+    id: str
+    model: Model
+    revision: str
+    digest: str
+    artifact: EngineArtifact
+    engine: Engine
+    resources: Resources
+    wanted_s: float
+    """When it was decided."""
+
+
+@dataclass(eq=False, slots=True)
+class Replica:
+    """See the module. Made by `start_replica` and `adopt_replica`."""
+
+    id: str
+    model: str
+    revision: str
+    digest: str
+    engine: Engine
+    means: Means
+    listener: Listener
+    created_s: float
+    progress: Progress
+    state: ReplicaState = "loading"
+    ready_s: float | None = None
+    draining: Draining | None = None
+    running: RunningEngine | None = None
+    phases: dict[str, float] = field(default_factory=dict)
+    is_adopted: bool = False
+    _checkout: Checkout | None = None
+    _task: asyncio.Task[None] | None = None
+    _stalled: str = ""
+    _stop: asyncio.Task[None] | None = None
+
+    @property
+    def record_path(self) -> Path:
+        return self.means.records / f"{self.id}.json"
+
+    def begin(self, life: Callable[[], Awaitable[None]]) -> None:
+        """Let *life* run to its end, and tell how it ended."""
+        self._task = asyncio.create_task(self._live(life), name=f"replica {self.id}")
+
+    def stop(self, *, stalled: str = "") -> None:
+        """Begin to stop it. *stalled*: why the load is taken for failed. Twice is once."""
+        if self.state == "stopping":
+            return
+        self.state = "stopping"
+        self._stalled = stalled
+        self._stop = asyncio.create_task(self._stopped(), name=f"stop {self.id}")
+        self.listener.replica_changed(self)
+
+    async def gone(self) -> None:
+        """Return when nothing of it is left."""
+        for task in (self._stop, self._task):
+            if task is not None:
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait({task})
+
+    def detach(self) -> None:
+        """Leave the process to the next operator: stop watching."""
+        if self._task is not None:
+            self._task.cancel()
+        if self.running is not None:
+            self.running.child.detach()
+        if self._checkout is not None:
+            self._checkout.close()
+
+    async def _stopped(self) -> None:
+        if self.running is None:
+            assert self._task is not None
+            self._task.cancel()
+            return
+        with suppress(FlexInferError):  # told by the life that waits for the same end
+            await self.running.child.stop(self.means.stop_grace_s)
+
+    async def _live(self, life: Callable[[], Awaitable[None]]) -> None:
+        crash: Crash | None = None
+        try:
+            await life()
+            crash = self._crash_of_exit()
+        except asyncio.CancelledError:
+            if self.state != "stopping":
+                raise
+            if self.running is not None:
+                await self.running.child.stop(self.means.stop_grace_s)
+            crash = self._stall_crash()
+        except FlexInferError as error:
+            await self._end_process()
+            is_damage = isinstance(error, IntegrityError) or error.code in _ABSENT
+            if is_damage:
+                self.listener.artifact_damaged(self.digest, error.message)
+            crash = self._crash(
+                error.code, error.message, is_retryable=is_damage or error.retryable
+            )
+        except Exception as error:
+            await self._end_process()
+            log.error("replica_broke", replica=self.id, exc_info=error)
+            crash = self._crash("internal_error", f"{type(error).__name__}: {error}")
+        self._clear_up()
+        if self.state == "stopping" and not self._stalled:
+            crash = None
+        self.listener.replica_gone(self, crash)
+
+    async def _end_process(self) -> None:
+        if self.running is not None and self.running.child.returncode is None:
+            with suppress(FlexInferError):
+                await self.running.child.stop(self.means.stop_grace_s)
+
+    def _clear_up(self) -> None:
+        with suppress(OSError):
+            self.record_path.unlink(missing_ok=True)
+        if self.running is not None:
+            with suppress(OSError):
+                self.running.forget_key()
+        if self._checkout is not None:
+            self._checkout.close()
+
+    def _crash_of_exit(self) -> Crash | None:
+        if self._stalled:
+            return self._stall_crash()
+        assert self.running is not None
+        code = self.running.child.returncode
+        cause = self._cause(None if code == UNKNOWN_EXIT else code)
+        message = cause.message if not cause.remedy else f"{cause.message}: {cause.remedy}"
+        return self._crash(cause.code, message, is_retryable=cause.retryable)
+
+    def _cause(self, exit_code: int | None) -> Cause:
+        assert self.running is not None
+        try:
+            return self.engine.cause(self.running.child.tail(_TAIL_LINES), exit_code)
+        except Exception as error:
+            log.error("engine_plugin_failed", backend=self.engine.name, exc_info=error)
+            words = f"the engine ended with exit code {exit_code}"
+            return Cause(code="engine_crashed", message=words, remedy="", retryable=True)
+
+    def _stall_crash(self) -> Crash | None:
+        if not self._stalled:
+            return None
+        stage = self.progress.substage or "start"
+        return self._crash("load_stalled", f"the load stopped moving ({stage}): {self._stalled}")
+
+    def _crash(self, code: str, message: str, *, is_retryable: bool = True) -> Crash:
+        now_s = self.means.clock.now_s()
+        return Crash(
+            revision=self.revision,
+            at_s=now_s,
+            code=code,
+            message=message,
+            ready_for_s=0.0 if self.ready_s is None else now_s - self.ready_s,
+            retryable=is_retryable,
+        )
+
+    def enter(self, substage: Substage) -> None:
+        """Note what the load is at."""
+        if self.progress.enters(substage.value, now_s=self.means.clock.now_s()):
+            self.listener.replica_changed(self)
+
+    def become_ready(self) -> None:
+        if self.state != "loading":
+            return
+        self.state = "ready"
+        self.ready_s = self.means.clock.now_s()
+        self.listener.replica_ready(self)
+
+    def hold(self, checkout: Checkout) -> None:
+        """Keep the lease on its files until it is gone."""
+        self._checkout = checkout
+
+
+def start_replica(order: Order, means: Means, listener: Listener) -> Replica:
+    """Get a replica under way and return it; its process exists a few milliseconds later."""
+    now_s = means.clock.now_s()
+    replica = Replica(
+        id=order.id,
+        model=order.model.metadata.name,
+        revision=order.revision,
+        digest=order.digest,
+        engine=order.engine,
+        means=means,
+        listener=listener,
+        created_s=now_s,
+        progress=Progress(at_s=now_s),
+    )
+    replica.begin(lambda: _life(replica, order))
+    return replica
+
+
+def adopt_replica(replica: Replica, running: RunningEngine) -> None:
+    """Take over an engine that an earlier operator started."""
+    replica.running = running
+    replica.is_adopted = True
+
+    async def life() -> None:
+        await _watched(replica, running)
+
+    replica.begin(life)
+
+
+async def _life(replica: Replica, order: Order) -> None:
+    means, clock = replica.means, replica.means.clock
+    launch = order.engine.launch(order.model.spec.config, order.artifact, order.resources)
+    python = means.tools.ready(launch.tool)
+    if python is None:
+        replica.enter(Substage.INITIALIZING)
+        python = await means.tools.ensure(launch.tool)
+    began_s = clock.now_s()
+    checkout = await _checked_out(means.store, parse_digest(order.digest))
+    replica.hold(checkout)
+    replica.phases["verify"] = clock.now_s() - began_s
+    began_s = clock.now_s()
+    running = await start_engine(
+        order.engine,
+        launch,
+        name=order.id,
+        run_dir=means.records,
+        python=python,
+        artifact=checkout.path,
+        log_path=means.home.logs / f"engine-{order.id}.log",
+        model=replica.model,
+    )
+    replica.running = running
+    started_s = clock.now_s()
+    _write_record(replica, running)
+    replica.phases["start"] = started_s - began_s
+    log.info(
+        "replica_started",
+        replica=replica.id,
+        model=replica.model,
+        pid=running.child.pid,
+        after_wish_ms=round((started_s - order.wanted_s) * 1000, 2),
+    )
+    replica.listener.replica_changed(replica)
+    await _watched(replica, running, started_s=started_s)
+
+
+async def _checked_out(store: Store, digest: Digest) -> Checkout:
+    """Return the lease. Cancelled, it still waits for the thread, and gives the lease back."""
+    work = asyncio.ensure_future(asyncio.to_thread(store.checkout, digest))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        with suppress(FlexInferError):
+            (await work).close()
+        raise
+
+
+def _write_record(replica: Replica, running: RunningEngine) -> None:
+    record_of(
+        running,
+        {
+            "model": replica.model,
+            "revision": replica.revision,
+            "digest": replica.digest,
+            "backend": replica.engine.name,
+        },
+    ).write(replica.record_path)
+
+
+async def _watched(
+    replica: Replica, running: RunningEngine, *, started_s: float | None = None
+) -> None:
+    """Watch the load until it is ready, then the process until it ends."""
+    ending = asyncio.ensure_future(running.child.wait())
+    loading = asyncio.ensure_future(_loaded(replica, running))
+    try:
+        await asyncio.wait({ending, loading}, return_when=asyncio.FIRST_COMPLETED)
+        if loading.done() and not ending.done():
+            loading.result()
+            if started_s is not None:
+                replica.phases["load"] = replica.means.clock.now_s() - started_s
+            replica.become_ready()
+        await ending
+    finally:
+        for task in (loading, ending):
+            task.cancel()
+        await asyncio.gather(loading, ending, return_exceptions=True)
+
+
+async def _loaded(replica: Replica, running: RunningEngine) -> None:
+    """Return when the engine answers its probe; note every sign of progress meanwhile."""
+    clock = replica.means.clock
+    began_s = clock.now_s()
+    reader = LogReader(running.log_path) if running.log_path is not None else None
+    next_probe_s = began_s + _PROBE_EVERY_S if not replica.is_adopted else began_s
+    next_usage_s = began_s + _USAGE_EVERY_S
+    probe_every_s = _PROBE_EVERY_S
+    while True:
+        now_s = clock.now_s()
+        for line in reader.read() if reader is not None else ():
+            stage = replica.engine.substage(line)
+            if stage is not None:
+                replica.enter(stage)
+                if stage is Substage.HEALTH_CHECK_PENDING:
+                    probe_every_s, next_probe_s = _PROBE_LISTENING_S, now_s
+        if now_s >= next_probe_s:
+            next_probe_s = now_s + probe_every_s
+            if await probe(running, running.readiness, replica.means.client):
+                return
+        if now_s >= next_usage_s:
+            next_usage_s = now_s + _USAGE_EVERY_S
+            usage = await asyncio.to_thread(running.child.usage)
+            if usage is not None:
+                replica.progress.uses(usage, now_s=clock.now_s())
+        await asyncio.sleep(_SLOW_TICK_S if now_s - began_s > _SLOW_AFTER_S else _TICK_S)
