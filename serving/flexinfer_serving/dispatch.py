@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 from dataclasses import dataclass, field
+from functools import cache
 
 from flexinfer.clock import Clock
 from flexinfer.errors import (
@@ -144,7 +145,7 @@ class Dispatcher:
             if name not in seen:
                 self._remove(entry, now_s)
         for name, model in seen.items():
-            strategy = _strategy(model)
+            strategy = _strategy(model.strategy)
             known = self._entries.get(name)
             if known is None:
                 self._entries[name] = self._entry(model, strategy, now_s)
@@ -381,10 +382,11 @@ class Dispatcher:
             self._metrics.set("flexinfer_replicas", count, model=model.name, phase=phase)
 
 
-def _strategy(model: FleetModel) -> Strategy:
+@cache  # looking a plug-in up reads the metadata of every installed package
+def _strategy(name: str) -> Strategy:
     try:
-        return STRATEGIES.get(model.strategy)()
+        return STRATEGIES.get(name)()
     except UnknownPlugin as error:
         # Traffic goes on: a wrong name is the Model's condition, told by the operator, and logged here.
-        log.error("strategy_unknown", model=model.name, error=error.message)
+        log.error("strategy_unknown", error=error.message)
         return LeastLoaded()

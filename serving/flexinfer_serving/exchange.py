@@ -36,7 +36,7 @@ from flexinfer_serving.replies import (
     read_json,
     read_refusal,
 )
-from flexinfer_serving.router import Router, encoded
+from flexinfer_serving.router import Router, proof
 from flexinfer_serving.routing import Route
 
 log = get_logger(__name__)
@@ -92,6 +92,9 @@ class Exchange:
         except FlexInferError as error:
             code = error.code
             await self._fail(error)
+        except Exception:
+            log.exception("request_crashed", request_id=self._record.request_id)
+            await self._fail(FlexInferError("internal error; the router's log has it"))
         finally:
             self._router.active.discard(self)
             self._record.note("ended", now_s=self._clock.now_s(), code=code)
@@ -210,7 +213,7 @@ class Exchange:
                 (b"accept", b"text/event-stream" if self._is_stream else b"application/json"),
                 (b"user-agent", b"flexinfer"),
                 (b"x-request-id", self._record.request_id.encode()),
-                *encoded(engine.headers(replica.key)),
+                *proof(engine, replica),
             ),
         )
         error: FlexInferError

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Protocol
 
 from flexinfer.clock import Clock, SystemClock
 from flexinfer.engine import ENGINES, Engine
-from flexinfer.errors import Unavailable
+from flexinfer.errors import PluginError, Unavailable, UnknownPlugin
 from flexinfer.fleet import FleetModel, FleetReplica
 from flexinfer.metrics import Metrics
 from flexinfer.settings import ServeSection
@@ -78,9 +78,19 @@ class Router:
         return not self.is_draining and self.dispatcher.snapshot is not None
 
     def engine(self, model: FleetModel) -> Engine:
-        """Return the plug-in that talks to *model*'s replicas. Raises what `engine_named` raises."""
+        """Return the plug-in that talks to *model*'s replicas.
+
+        Raises:
+            PluginError: code `engine_not_installed`, or what `engine_named` raises.
+        """
         if model.backend not in self._engines:
-            self._engines[model.backend] = self._engine_named(model.backend)
+            try:
+                self._engines[model.backend] = self._engine_named(model.backend)
+            except UnknownPlugin as error:
+                raise PluginError(
+                    f"model {model.name!r}: engine {model.backend!r} is not installed with this router",
+                    code="engine_not_installed",
+                ) from error
         return self._engines[model.backend]
 
     def model_label(self, name: str) -> str:
@@ -116,11 +126,12 @@ class Router:
         return Unavailable("the router is shutting down", code="router_stopping", retry_after_s=1.0)
 
     async def _probe(self, model: FleetModel, replica: FleetReplica) -> bool:
-        headers = self.engine(model).headers(replica.key)
-        head = Head(method="GET", path=_PROBE_PATH, headers=encoded(headers))
+        headers = proof(self.engine(model), replica)
+        head = Head(method="GET", path=_PROBE_PATH, headers=headers)
         return await self.forwarder.answers(head, replica, timeout_s=_PROBE_TIMEOUT_S)
 
 
-def encoded(headers: Mapping[str, str]) -> tuple[tuple[bytes, bytes], ...]:
-    """Return an engine's headers as they go out."""
+def proof(engine: Engine, replica: FleetReplica) -> tuple[tuple[bytes, bytes], ...]:
+    """Return the headers that prove the router to *replica*; none where it has no key."""
+    headers = engine.headers(replica.key) if replica.key else {}
     return tuple((n.lower().encode("latin-1"), v.encode("latin-1")) for n, v in headers.items())

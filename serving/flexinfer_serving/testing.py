@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 
+from flexinfer.engine import Engine
 from flexinfer.settings import ServeSection
 from flexinfer.testing.engine import PlainEngine
 from flexinfer_serving.fleet import DemandSink, FleetSource
@@ -63,12 +64,19 @@ def raw_chat(**more: Any) -> bytes:
 
 @asynccontextmanager
 async def running(
-    source: FleetSource, *, sink: DemandSink | None = None, **section: Any
+    source: FleetSource,
+    *,
+    sink: DemandSink | None = None,
+    engine: Engine | None = None,
+    **section: Any,
 ) -> AsyncIterator[Running]:
     """Run a router over *source* until the block ends, then end it in order."""
     settings = ServeSection(**{"port": 0, "admin_port": 0, "drain_timeout_s": 0.0, **section})
     router = Router(
-        section=settings, source=source, sink=sink, engine_named=lambda name: PlainEngine()
+        section=settings,
+        source=source,
+        sink=sink,
+        engine_named=lambda name: engine or PlainEngine(),
     )
     worker = Worker(router)
     task = asyncio.create_task(worker.run())

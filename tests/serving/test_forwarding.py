@@ -9,13 +9,15 @@ import asyncio
 import json
 import tracemalloc
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
 
+from flexinfer.engine import Endpoint
 from flexinfer.testing import engine as scripts
-from flexinfer.testing.engine import Script, ScriptedEngine, Seen, Wire
+from flexinfer.testing.engine import PlainEngine, Script, ScriptedEngine, Seen, Wire
 from flexinfer.testing.fleet import ScriptedFleet, model, replica
 from flexinfer_serving.testing import Running, raw_chat, running, until
 
@@ -327,3 +329,34 @@ def test_a_client_that_never_reads_is_given_up() -> None:
         writer.close()
 
     one(flood, ask, stream_idle_timeout_s=0.5)
+
+
+class Broken(PlainEngine):
+    """A plug-in with a bug."""
+
+    def path(self, endpoint: Endpoint) -> str:
+        raise RuntimeError("secret words")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_bug_is_500_in_openais_shape_and_keeps_its_words(stream: bool) -> None:
+    async def ask(router: Running, _: ScriptedEngine) -> httpx.Response:
+        response = await router.chat(stream=stream)
+        assert await router.metric('flexinfer_requests_in_flight{model="m"}') == 0
+        return response
+
+    response: httpx.Response = one(scripts.answers(), ask, engine=Broken())
+    assert response.status_code == 500
+    assert response.json()["error"]["code"] == "internal_error"
+    assert "secret" not in response.text
+
+
+def test_a_replica_without_a_key_is_sent_none() -> None:
+    async def run() -> None:
+        async with ScriptedEngine(scripts.answers()) as engine:
+            open_one = replace(replica("r1", engine.url), key="")
+            async with running(ScriptedFleet(model(replicas=(open_one,)))) as router:
+                assert (await router.chat()).status_code == 200
+                assert "authorization" not in engine.requests[0].headers
+
+    asyncio.run(run())

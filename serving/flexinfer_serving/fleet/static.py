@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import re
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -39,6 +40,7 @@ log = get_logger(__name__)
 
 _MAX_FILE_BYTES = 1024 * 1024
 _MAX_KEY_BYTES = 4096
+_KEY = re.compile(r"[!-~]+")
 
 
 def _url(value: str) -> str:
@@ -148,6 +150,10 @@ def _replica(replica: StaticReplica, folder: Path) -> FleetReplica:
             key = _read(path, _MAX_KEY_BYTES).strip()
         except (OSError, UnicodeDecodeError) as error:
             raise InvalidInput(f"keyFile {path}: {error}", code="key_file_unreadable") from error
+        if not _KEY.fullmatch(key):
+            raise InvalidInput(
+                f"keyFile {path}: expected one line of printable ASCII", code="key_file_unreadable"
+            )
     digest = hashlib.sha256(replica.url.encode()).hexdigest()
     return FleetReplica(id=f"r-{digest[:10]}", url=replica.url, phase="ready", key=key)
 

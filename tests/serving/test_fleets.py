@@ -1,0 +1,261 @@
+"""Where the router hears of its fleet: a file that is edited, and the operator's socket that comes and goes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from flexinfer import unixsocket
+from flexinfer.errors import InvalidInput
+from flexinfer.fleet import DemandLease, FleetSnapshot, parse_line, snapshot_to_line
+from flexinfer.testing import engine as scripts
+from flexinfer.testing.engine import ScriptedEngine
+from flexinfer.testing.fleet import model, replica
+from flexinfer_serving.fleet.local import LocalFleet
+from flexinfer_serving.fleet.static import StaticFleet
+from flexinfer_serving.testing import running, until
+
+FLEET = """\
+models:
+  - name: m
+    aliases: [smol]
+    backend: llamacpp
+    endpoints: [chat/completions]
+    contextTokens: 128
+    slots: 2
+    replicas:
+      - url: http://127.0.0.1:9001/
+        keyFile: engine.key
+"""
+
+
+class Heard:
+    def __init__(self) -> None:
+        self.snapshots: list[FleetSnapshot] = []
+        self.is_connected = False
+        self.losses = 0
+
+    def applied(self, snapshot: FleetSnapshot) -> None:
+        self.snapshots.append(snapshot)
+
+    def connected(self, is_connected: bool) -> None:
+        self.losses += self.is_connected and not is_connected
+        self.is_connected = is_connected
+
+
+def write(folder: Path, text: str) -> Path:
+    (folder / "engine.key").write_text("secret\n")
+    file = folder / "fleet.yaml"
+    file.write_text(text)
+    return file
+
+
+def test_a_fleet_file_becomes_a_snapshot(tmp_path: Path) -> None:
+    (found,) = StaticFleet(write(tmp_path, FLEET)).read().models
+    assert (found.name, found.aliases, found.endpoints) == ("m", ("smol",), ("chat/completions",))
+    assert (found.context_tokens, found.slots) == (128, 2)
+    (one,) = found.replicas
+    assert (one.url, one.key, one.phase) == ("http://127.0.0.1:9001", "secret", "ready")
+    assert "9001" not in one.id
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("slots: 2", "slotz: 2", "fleet.yaml:7:5"),
+        ("slots: 2", "slotz: 2", "slots"),
+        ("slots: 2", "slots: two", "fleet.yaml:7:12"),
+        ("http://127.0.0.1:9001/", "ftp://x", "http://host:port"),
+        ("http://127.0.0.1:9001/", "http://u:p@x", "without a user"),
+        ("llamacpp", "llamacp", "llamacpp"),
+        ("chat/completions", "chat", "chat/completions"),
+        ("engine.key", "absent.key", "absent.key"),
+        ("aliases: [smol]", "aliases: [m]", "named twice: m"),
+        ("models:", "models: [", "fleet.yaml:"),
+    ],
+)
+def test_a_mistake_in_a_fleet_file_is_named(tmp_path: Path, old: str, new: str, says: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        StaticFleet(write(tmp_path, FLEET.replace(old, new))).read()
+    assert says in caught.value.message
+    assert "secret" not in caught.value.message
+
+
+@pytest.mark.parametrize("key", ["", "two\nlines", "with space", "sch\u00f6n", "x" * 5000])
+def test_a_key_that_no_header_can_carry_is_refused(tmp_path: Path, key: str) -> None:
+    file = write(tmp_path, FLEET)
+    (tmp_path / "engine.key").write_text(key)
+    with pytest.raises(InvalidInput) as caught:
+        StaticFleet(file).read()
+    assert "engine.key" in caught.value.message
+
+
+def test_a_fleet_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        StaticFleet(tmp_path / "none.yaml").read()
+    assert caught.value.code == "fleet_file_unreadable"
+
+
+def test_an_edit_takes_effect_and_a_bad_one_changes_nothing(tmp_path: Path) -> None:
+    async def run() -> None:
+        file = write(tmp_path, FLEET)
+        heard = Heard()
+        task = asyncio.create_task(StaticFleet(file, rescan_s=0.01).run(heard))
+        await until(lambda: len(heard.snapshots) == 1)
+        file.write_text("models: nonsense")
+        await until(lambda: heard.losses == 1)
+        assert len(heard.snapshots) == 1
+        file.write_text(FLEET.replace("slots: 2", "slots: 3"))
+        await until(lambda: len(heard.snapshots) == 2)
+        assert heard.snapshots[1].models[0].slots == 3
+        assert heard.snapshots[1].generation > heard.snapshots[0].generation
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+# The operator's socket ----------------------------------------------------------------------------------------
+
+
+class Operator:
+    """The other end of the socket, by hand."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.leases: list[DemandLease] = []
+        self.writers: list[asyncio.StreamWriter] = []
+        self._server: asyncio.Server | None = None
+        self.greeting = b""
+
+    async def start(self, *snapshots: FleetSnapshot) -> None:
+        self.greeting = b"".join(snapshot_to_line(snapshot) for snapshot in snapshots)
+        self._server = await unixsocket.serve(self.path, self._handle)
+
+    async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.writers.append(writer)
+        writer.write(self.greeting)
+        try:
+            while line := await reader.readline():
+                found = parse_line(line)
+                assert isinstance(found, DemandLease)
+                self.leases.append(found)
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+
+    def say(self, data: bytes) -> None:
+        self.writers[-1].write(data)
+
+    async def stop(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        for writer in self.writers:
+            writer.close()
+        self.writers.clear()
+        await self._server.wait_closed()
+        self.path.unlink(missing_ok=True)
+
+
+def fleet(generation: int, *names: str) -> FleetSnapshot:
+    return FleetSnapshot(generation=generation, models=tuple(model(name) for name in names))
+
+
+def talk(tmp_path: Path, test: Callable[[Operator, LocalFleet, Heard], Awaitable[None]]) -> None:
+    async def run() -> None:
+        operator = Operator(tmp_path / "operator.sock")
+        local = LocalFleet(operator.path, jitter=lambda: 0.2)
+        heard = Heard()
+        task = asyncio.create_task(local.run(heard))
+        try:
+            await test(operator, local, heard)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await operator.stop()
+
+    asyncio.run(run())
+
+
+def test_the_router_waits_for_its_operator_and_outlives_it(tmp_path: Path) -> None:
+    async def test(operator: Operator, local: LocalFleet, heard: Heard) -> None:
+        await asyncio.sleep(0)
+        await operator.start(fleet(5, "a"))
+        await until(lambda: heard.snapshots)
+        assert heard.is_connected
+        await operator.stop()
+        await until(lambda: not heard.is_connected)
+        await operator.start(fleet(1, "b"))  # a new operator counts from the start
+        await until(lambda: len(heard.snapshots) == 2)
+        assert heard.snapshots[-1].models[0].name == "b"
+
+    talk(tmp_path, test)
+
+
+def test_a_snapshot_that_is_no_newer_is_passed_over(tmp_path: Path) -> None:
+    async def test(operator: Operator, local: LocalFleet, heard: Heard) -> None:
+        await operator.start(fleet(5, "a"), fleet(5, "b"), fleet(4, "c"), fleet(6, "d"))
+        await until(lambda: len(heard.snapshots) == 2)
+        assert [one.models[0].name for one in heard.snapshots] == ["a", "d"]
+
+    talk(tmp_path, test)
+
+
+def test_a_lease_that_nobody_took_is_sent_when_somebody_listens_again(tmp_path: Path) -> None:
+    async def test(operator: Operator, local: LocalFleet, heard: Heard) -> None:
+        for waiting in (1, 2, 3):
+            local.renew(DemandLease(router="r", model="m", waiting=waiting))
+        local.renew(DemandLease(router="r", model="n", waiting=9))
+        await operator.start(fleet(1))
+        await until(lambda: len(operator.leases) == 2)
+        assert {lease.model: lease.waiting for lease in operator.leases} == {"m": 3, "n": 9}
+
+    talk(tmp_path, test)
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [b"{}\n", b"not json\n", b'{"lease":{"router":"r","model":"m"}}\n', b"x" * 9_000_000],
+)
+def test_nonsense_on_the_socket_ends_the_connection_and_a_new_one_is_made(
+    tmp_path: Path, nonsense: bytes
+) -> None:
+    async def test(operator: Operator, local: LocalFleet, heard: Heard) -> None:
+        await operator.start(fleet(1, "a"))
+        await until(lambda: heard.snapshots)
+        operator.say(nonsense)
+        await until(lambda: heard.losses == 1)
+        await until(lambda: len(heard.snapshots) == 2)
+
+    talk(tmp_path, test)
+
+
+def test_a_large_fleet_arrives_whole(tmp_path: Path) -> None:
+    async def test(operator: Operator, local: LocalFleet, heard: Heard) -> None:
+        await operator.start(fleet(1, *(f"model-{number}" for number in range(2000))))
+        await until(lambda: heard.snapshots)
+        assert len(heard.snapshots[0].models) == 2000
+
+    talk(tmp_path, test)
+
+
+def test_with_its_operator_gone_the_router_serves_on(tmp_path: Path) -> None:
+    async def run() -> None:
+        operator = Operator(tmp_path / "operator.sock")
+        async with ScriptedEngine(scripts.answers()) as engine:
+            ready = model(slots=4, replicas=(replica("r1", engine.url),))
+            await operator.start(FleetSnapshot(generation=1, models=(ready,)))
+            local = LocalFleet(operator.path, jitter=lambda: 0.2)
+            async with running(local, sink=local) as router:
+                assert (await router.chat()).status_code == 200
+                await until(lambda: operator.leases)
+                await operator.stop()
+                await until(lambda: not router.router.dispatcher.is_connected)
+                assert await router.metric("flexinfer_fleet_connected") == 0
+                assert (await router.chat()).status_code == 200
+
+    asyncio.run(run())
