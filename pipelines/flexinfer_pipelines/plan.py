@@ -25,6 +25,7 @@ NONE = "none"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _SPLIT = re.compile(r".*-\d{5}-of-\d{5}\.gguf", re.IGNORECASE)
 _DOCUMENT = re.compile(r"(?i)(licen[cs]e|notice)(\.(txt|md))?|readme\.md")
+_TYPE_AT_END = re.compile(r"(?i)(?<=.)[.-](i?q\d\w*|bf16|fp?16|fp?32)$")
 _KEY_VERSION = 1
 
 
@@ -218,12 +219,7 @@ def source_reference(plan: Plan) -> str:
 def output_name(plan: Plan) -> str:
     """Return the file name of the quantized weights: the input's, with its type exchanged."""
     name = plan.weights[0].path.rpartition("/")[2]
-    stem = name.removesuffix(".gguf")
-    head, separator, last = stem.rpartition(".")
-    if not separator:
-        head, separator, last = stem.rpartition("-")
-    if separator and re.fullmatch(r"(?i)(i?q\d\w*|bf16|fp?16|fp?32)", last):
-        stem = head
+    stem = _TYPE_AT_END.sub("", name.removesuffix(".gguf"))
     return f"{stem}.{plan.recipe.type}.gguf"
 
 
