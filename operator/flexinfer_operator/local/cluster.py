@@ -110,6 +110,14 @@ class LocalCluster:
     # Life
 
     async def __aenter__(self) -> LocalCluster:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def open(self) -> None:
+        """Read what is there, take over engines that run, and begin to serve routers."""
         self._records.mkdir(mode=0o700, parents=True, exist_ok=True)
         await self._desk.open()
         try:
@@ -127,10 +135,10 @@ class LocalCluster:
             await self.close()
             raise
         self._looking = asyncio.create_task(self._keep_looking(), name="look")
-        return self
 
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
+    def kill(self) -> None:
+        """Kill every engine now: they had their time."""
+        self._pool.kill()
 
     async def close(self) -> None:
         """End routers, builds and engines; bounded by the grace time of engines."""

@@ -114,6 +114,11 @@ class Pool:
     def views(self, book: LeaseBook, publication: Publication) -> tuple[ReplicaView, ...]:
         return tuple(_view(one, book, publication) for one in self._replicas.values())
 
+    def kill(self) -> None:
+        for one in self._replicas.values():
+            if one.running is not None:
+                one.running.child.kill()
+
     async def close(self) -> None:
         """End all; bounded by their grace time."""
         all_of_them = tuple(self._replicas.values())

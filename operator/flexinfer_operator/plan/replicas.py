@@ -97,7 +97,7 @@ def _end_failed_and_refused(facts: Facts, out: Decision, now_s: float) -> None:
                 )
                 out.actions.append(Stop(model=name, replica=replica.id, why=why))
             elif deadline_s <= now_s:
-                why = f"no progress for {stall_s:.0f} s"
+                why = f"no progress for {stall_s:g} s"
                 out.actions.append(Stop(model=name, replica=replica.id, why=why, stalled=True))
             else:
                 out.timers.append(deadline_s)
@@ -219,7 +219,7 @@ def _drain_idle(facts: Facts, out: Decision, now_s: float) -> None:
         if facts.is_fresh(replica) and fresh_left > facts.maximum:
             why = f"above maxReplicas {facts.maximum}"
         elif _idle_at_s(facts, replica, is_last=left == 1) <= now_s:
-            why = f"idle for {view.model.spec.serverless.idle_timeout:.0f} s"
+            why = f"idle for {view.model.spec.serverless.idle_timeout:g} s"
         else:
             out.timers.append(_idle_at_s(facts, replica, is_last=left == 1))
             continue

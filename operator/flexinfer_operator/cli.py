@@ -1,0 +1,116 @@
+"""`flexinfer operator`, and `flexinfer model`: what Models there are and how they are."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Sequence
+
+import typer
+
+from flexinfer.errors import InvalidInput
+from flexinfer.places import Home
+from flexinfer.settings import Settings, load, setting_files
+from flexinfer.units import format_bytes, format_duration
+
+
+def operator(
+    local: bool = typer.Option(
+        False, "--local", help="This machine: Models are files, replicas are processes."
+    ),
+) -> None:
+    """Run the control loop until Ctrl-C or SIGTERM.
+
+    It reads models/*.yaml in the home, starts and stops engines as routers ask, and writes what it saw to state.db.
+
+    Example: flexinfer operator --local
+    """
+    from flexinfer import log
+    from flexinfer_operator.local.run import run_local
+
+    if not local:
+        raise InvalidInput(
+            "the operator needs --local: a cluster of Kubernetes is not built yet",
+            code="operator_kind",
+        )
+    home = Home.find(os.environ)
+    settings = load(Settings, os.environ, files=setting_files(home.root))
+    log.configure(settings.log)
+    asyncio.run(run_local(home.prepare(), settings))
+
+
+model = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="List and describe Models.",
+    epilog="Example: flexinfer model ls",
+)
+
+
+@model.callback()
+def _root() -> None:
+    """A callback, so that the group stays one."""
+
+
+@model.command("ls", epilog="Example: flexinfer model ls --json")
+def ls(
+    as_json: bool = typer.Option(False, "--json", help="Write JSON instead of a table."),
+) -> None:
+    """List the Models of this machine with their phase."""
+    from flexinfer_operator.local.overview import overview
+
+    seen = overview(Home.find(os.environ))
+    if as_json:
+        typer.echo(json.dumps([one.as_row() for one in seen.models], indent=2, ensure_ascii=False))
+        return
+    if not seen.models:
+        typer.echo("no Models yet; add one with: flexinfer run SOURCE")
+    rows = [
+        (
+            one.name,
+            one.phase,
+            str(one.replica_count),
+            one.quantization or "-",
+            format_bytes(one.size_bytes) if one.size_bytes else "-",
+            format_duration(one.cold_start_s) if one.cold_start_s else "-",
+            one.message.splitlines()[0] if one.message else "",
+        )
+        for one in seen.models
+    ]
+    heads = ("name", "phase", "replicas", "quantization", "size", "cold start", "message")
+    if rows:
+        _table(heads, rows)
+    for fault in seen.faults:
+        typer.echo(f"refused: {fault}", err=True)
+    if not seen.is_operator_running:
+        typer.echo("the operator is not running: phases are as it left them", err=True)
+
+
+@model.command("describe", epilog="Example: flexinfer model describe smollm2-135m-instruct")
+def describe(
+    name: str = typer.Argument(
+        ..., metavar="NAME", help="The Model's name, or one of its aliases."
+    ),
+    as_json: bool = typer.Option(False, "--json", help="Write JSON instead of text."),
+) -> None:
+    """Show one Model: its conditions, artifact, cold starts and replicas."""
+    from flexinfer_operator.local.overview import overview
+
+    seen = overview(Home.find(os.environ))
+    one = seen.find(name)
+    if as_json:
+        typer.echo(json.dumps(one.as_tree(), indent=2, ensure_ascii=False))
+        return
+    for key, value in one.as_lines():
+        typer.echo(f"{key:<13} {value}")
+    if not seen.is_operator_running:
+        typer.echo("the operator is not running: this is as it left it", err=True)
+
+
+def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    widths = [max(len(row[n]) for row in (heads, *rows)) for n in range(len(heads))]
+    for row in (heads, *rows):
+        typer.echo("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip())

@@ -1,0 +1,304 @@
+"""The loop on this machine, with engines that are real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+import urllib.error
+import urllib.request
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flexinfer.fleet import DemandLease, FleetModel
+from flexinfer.places import Home
+from flexinfer.process import Record, is_alive, procfs
+from flexinfer_operator.plan.view import ReplicaView
+from flexinfer_operator.testing.world import LocalWorld, replicas_of
+
+Play = Callable[..., None]
+
+
+@pytest.fixture
+def play(home: Home) -> Play:
+    """Run a scene with the loop on this machine."""
+
+    def run(scene: Callable[[LocalWorld], Awaitable[None]], **options: Any) -> None:
+        async def whole() -> None:
+            async with LocalWorld(home, loop=True, **options) as world:
+                await scene(world)
+
+        asyncio.run(whole())
+
+    return run
+
+
+def lease(world: LocalWorld, waiting: int = 0, **fields: Any) -> DemandLease:
+    told = world.told()
+    generation = 0 if told is None else told.generation
+    return DemandLease(
+        router="r", model="tiny", waiting=waiting, **{"generation": generation, **fields}
+    )
+
+
+async def woken(world: LocalWorld, **spec: Any) -> ReplicaView:
+    await world.put("tiny", **spec)
+    await world.say(lease(world, 1))
+    (replica,) = await world.ready("tiny")
+    return replica
+
+
+async def told(world: LocalWorld, what: str, holds: Callable[[FleetModel], bool]) -> FleetModel:
+    """What the router is told of `tiny`, once it *holds*."""
+
+    def model() -> FleetModel | None:
+        snapshot = world.told()
+        return None if snapshot is None else snapshot.find("tiny")
+
+    def is_told(_: object) -> bool:
+        found = model()
+        return found is not None and holds(found)
+
+    await world.until(what, is_told)
+    found = model()
+    assert found is not None
+    return found
+
+
+def get(replica: ReplicaView, path: str, key: str) -> int:
+    request = urllib.request.Request(replica.url + path, headers={"Authorization": f"Bearer {key}"})
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+
+
+def record_of(home: Home, replica: ReplicaView) -> Record:
+    record = Record.read(home.run / "replicas" / f"{replica.id}.json")
+    assert record is not None
+    return record
+
+
+def test_the_first_request_starts_one_engine_that_only_its_key_opens(play: Play) -> None:
+    async def scene(world: LocalWorld) -> None:
+        await world.put("tiny")
+        await world.phase("tiny", "Idle")
+        assert world.cluster.observe().replicas == ()
+        await asyncio.gather(*(world.say(lease(world, waiting=n)) for n in (20,)))
+        (replica,) = await world.ready("tiny")
+        model = await told(world, "ready", lambda m: m.phase == "Ready")
+        assert [(one.id, one.phase) for one in model.replicas] == [(replica.id, "ready")]
+        assert model.replicas[0].key == replica.key and len(replica.key) >= 32
+        for key, status in ((replica.key, 200), ("wrong", 401)):
+            assert await asyncio.to_thread(get, replica, "/v1/models", key) == status
+        record = record_of(world.home, replica)
+        secret = Path(record.extra["key_path"])
+        assert stat.S_IMODE(secret.stat().st_mode) == 0o600
+        assert replica.key not in record.to_json()
+        with open(f"/proc/{record.pid}/cmdline", "rb") as file:
+            assert replica.key.encode() not in file.read()
+
+    play(scene)
+
+
+def test_a_burst_of_leases_starts_one_engine(play: Play) -> None:
+    async def scene(world: LocalWorld) -> None:
+        await world.put("tiny", serverless={"maxReplicas": 4})
+        for waiting in range(1, 21):
+            await world.say(lease(world, waiting))
+        await world.ready("tiny")
+        view = next(view for view in world.cluster.observe().models if view.name == "tiny")
+        assert view.starts == 1
+
+    play(scene)
+
+
+def test_an_idle_engine_is_gone_with_its_port_key_and_record(play: Play) -> None:
+    async def scene(world: LocalWorld) -> None:
+        replica = await woken(world, serverless={"idleTimeout": "200ms"})
+        record = record_of(world.home, replica)
+        await world.say(lease(world, idle_s=0.0))
+        await told(world, "draining", lambda m: any(r.phase == "draining" for r in m.replicas))
+        assert is_alive(record)
+        await world.say(lease(world, idle_s=1.0))
+        await world.gone("tiny")
+        await world.phase("tiny", "Idle")
+        assert not is_alive(record)
+        assert not Path(record.extra["key_path"]).exists()
+        with pytest.raises(urllib.error.URLError):
+            await asyncio.to_thread(get, replica, "/health", "")
+        await world.say(lease(world, 1))
+        await world.ready("tiny")
+
+    play(scene)
+
+
+def test_a_router_that_vanishes_holds_nothing_for_long(play: Play) -> None:
+    async def scene(world: LocalWorld) -> None:
+        replica = await woken(world, serverless={"idleTimeout": "200ms"})
+        await world.say(lease(world, in_flight={replica.id: 1}, ttl_s=100))
+        await world.leave()
+        await world.gone("tiny")
+
+    play(scene)
+
+
+def test_a_crash_during_the_load_is_told_with_its_cause_and_tried_again(
+    play: Play, tmp_path: Path
+) -> None:
+    trigger = tmp_path / "crash"
+    trigger.touch()
+
+    async def scene(world: LocalWorld) -> None:
+        await world.put("tiny", config={"crashWhile": str(trigger)})
+        await world.say(lease(world, 1))
+        model = await told(world, "a failure", lambda m: m.failure is not None)
+        assert model.failure is not None and model.failure.code == "out_of_memory"
+        assert model.failure.retry_after_s is not None
+        status = await world.phase("tiny", "Failed")
+        assert "no memory" in status.message
+        trigger.unlink()
+        await world.say(lease(world, 1, ttl_s=60))
+        await world.ready("tiny")
+
+    play(scene)
+
+
+def test_an_engine_killed_while_it_serves_is_replaced_for_those_who_wait(play: Play) -> None:
+    async def scene(world: LocalWorld) -> None:
+        first = await woken(world)
+        os.kill(record_of(world.home, first).pid, 9)
+        await world.until("the crash", lambda p: not replicas_of(p, "tiny"))
+        await world.say(lease(world, 1, ttl_s=60))
+        (second,) = await world.ready("tiny")
+        assert second.id != first.id and second.key != first.key
+
+    play(scene)
+
+
+def test_a_load_that_stands_still_is_ended(play: Play) -> None:
+    async def scene(world: LocalWorld) -> None:
+        spec = {"config": {"stall": True}, "serverless": {"loadStallTimeout": "700ms"}}
+        await world.put("tiny", **spec)
+        await world.say(lease(world, 1, ttl_s=100))
+        model = await told(world, "a failure", lambda m: m.failure is not None)
+        assert model.failure is not None and model.failure.code == "load_stalled"
+        assert "LoadingWeights" in model.failure.message
+
+    play(scene)
+
+
+def test_the_substage_of_a_load_is_shown(play: Play, tmp_path: Path) -> None:
+    hold = tmp_path / "hold"
+    hold.touch()
+
+    async def scene(world: LocalWorld) -> None:
+        await world.put("tiny", config={"holdWhile": str(hold)})
+        await world.say(lease(world, 1, ttl_s=60))
+        await told(
+            world, "a stage", lambda m: [r.substage for r in m.replicas] == ["LoadingWeights"]
+        )
+        status = await world.phase("tiny", "Loading")
+        assert status.loading_substage in ("Initializing", "LoadingWeights", "")
+        hold.unlink()
+        await world.ready("tiny")
+
+    play(scene)
+
+
+def test_an_engine_that_ignores_sigterm_is_killed_with_what_it_started(play: Play) -> None:
+    async def scene(world: LocalWorld) -> None:
+        replica = await woken(
+            world,
+            config={"ignoreTerm": True, "forks": True},
+            serverless={"idleTimeout": "100ms"},
+        )
+        record = record_of(world.home, replica)
+        group = os.getpgid(record.pid)
+        await world.say(lease(world, idle_s=5.0))
+        await told(world, "draining", lambda m: any(r.phase == "draining" for r in m.replicas))
+        await world.say(lease(world, idle_s=5.0))
+        await world.gone("tiny")
+        left = procfs.members(group, mark=record.mark, since=record.start_ticks)
+        assert [one for one in left if one.is_running] == []
+
+    play(scene, grace_s=0.3)
+
+
+def test_a_new_revision_follows_an_old_one_without_a_gap(play: Play) -> None:
+    async def scene(world: LocalWorld) -> None:
+        first = await woken(world, config={"slots": 2})
+        await world.say(lease(world, in_flight={first.id: 1}, ttl_s=60))
+        await world.put("tiny", config={"slots": 8})
+        ready = await world.ready("tiny", 2)
+        second = next(one for one in ready if one.id != first.id)
+        model = await told(
+            world, "the drain", lambda m: {r.phase for r in m.replicas} >= {"draining"}
+        )
+        assert model.slots == 8
+        await world.say(lease(world, in_flight={second.id: 1}))
+        (left,) = await world.ready("tiny")
+        assert left.id == second.id
+
+    play(scene)
+
+
+def test_a_full_machine_swaps(play: Play) -> None:
+    async def scene(world: LocalWorld) -> None:
+        await woken(world)
+        await world.say(lease(world, idle_s=0.0))
+        await world.put("other")
+        other = DemandLease(router="r", model="other", waiting=1, generation=0, ttl_s=60)
+        await world.say(other)
+        await told(world, "draining", lambda m: any(r.phase == "draining" for r in m.replicas))
+        await world.say(lease(world, idle_s=0.0))
+        await world.ready("other")
+        assert not replicas_of(world.cluster.observe(), "tiny")
+
+    play(scene, max_loaded=1)
+
+
+def test_a_deleted_model_leaves_nothing(play: Play) -> None:
+    async def scene(world: LocalWorld) -> None:
+        replica = await woken(world)
+        record = record_of(world.home, replica)
+        await world.say(lease(world, idle_s=0.0))
+        await world.remove("tiny")
+        await told(world, "the deletion", lambda m: m.failure is not None)
+        await world.say(lease(world, idle_s=0.0))
+        await world.until("forgotten", lambda picture: not picture.models)
+        assert not is_alive(record)
+
+    play(scene)
+
+
+def test_starts_are_measured_and_their_estimate_is_told(play: Play, home: Home) -> None:
+    async def scene(world: LocalWorld) -> None:
+        await woken(world, config={"loadSeconds": 0.05})
+        model = await told(world, "an estimate", lambda m: m.cold_start.samples == 1)
+        assert 0.05 <= model.cold_start.p50_s <= model.cold_start.p95_s < 20
+
+    play(scene)
+
+    async def again(world: LocalWorld) -> None:
+        await world.phase("tiny", "Idle")
+        await told(world, "the estimate", lambda m: m.cold_start.samples == 1)
+
+    play(again)
+
+
+def test_closing_ends_every_engine(play: Play, home: Home) -> None:
+    found: list[Record] = []
+
+    async def scene(world: LocalWorld) -> None:
+        found.append(record_of(world.home, await woken(world, config={"ignoreTerm": True})))
+
+    play(scene, grace_s=0.3)
+    assert not is_alive(found[0])
+    assert [*(home.run / "replicas").glob("*.json")] == []
+    assert [*(home.run / "replicas" / "secrets").iterdir()] == []
