@@ -21,6 +21,7 @@ from flexinfer.errors import ResourceExhausted
 from flexinfer.testing import engine as scripts
 from flexinfer.testing.engine import ScriptedEngine, Seen, Wire
 from flexinfer.testing.fleet import ScriptedFleet, model, replica
+from flexinfer_serving.listener import bind
 from flexinfer_serving.testing import chat_body, running, until
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -111,6 +112,15 @@ def test_a_taken_port_is_named_with_its_holder(setting: str) -> None:
         assert f"FLEXINFER_SERVE__{setting.upper()}" in caught.value.message
 
     asyncio.run(run())
+
+
+def test_an_answer_does_not_wait_for_acknowledgements() -> None:
+    with bind("127.0.0.1", 0, setting="X") as listening:
+        with socket.create_connection(listening.getsockname()):
+            listening.setblocking(True)
+            accepted, _ = listening.accept()
+            with accepted:
+                assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 # The command --------------------------------------------------------------------------------------------------
