@@ -127,7 +127,7 @@ class BuildSection(Section):
     max_file_bytes: int = Field(default=500 * 1024**3, ge=1)
     """A larger source file is refused."""
     allowed_hosts: tuple[str, ...] = ()
-    """Hosts (`host` or `host:port`) that may be fetched from beside the sources' own, at any address."""
+    """Hosts (`host`, `host:port` or `http://host:port`) to fetch from beside the sources' own, at any address."""
 
     @field_validator("allowed_hosts", mode="before")
     @classmethod

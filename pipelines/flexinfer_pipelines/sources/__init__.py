@@ -88,6 +88,10 @@ class SourceTools:
     scratch: Path
     chance: random.Random
 
+    def allowed_urls(self) -> list[str]:
+        """Return what the user allows beside the sources' own hosts (FLEXINFER_BUILD__ALLOWED_HOSTS)."""
+        return [h if "://" in h else f"https://{h}" for h in self.settings.build.allowed_hosts]
+
 
 class Source(ABC):
     """One kind of source. Made for one build; `close` it."""

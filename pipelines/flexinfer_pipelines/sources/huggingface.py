@@ -108,7 +108,7 @@ class HuggingFaceSource(Source):
         token = self._token()
         origin = origin_of(self._endpoint)
         build = self.tools.settings.build
-        configured = [f"https://{host}" for host in build.allowed_hosts]
+        configured = self.tools.allowed_urls()
         if self._endpoint != _PUBLIC:
             configured.append(self._endpoint)
         return Client(

@@ -145,7 +145,7 @@ class PypiSource(Source):
         environ, cwd = self.tools.environ, self.tools.scratch
         pip = await configuration(environ=environ, cwd=cwd)
         credentials: dict[tuple[str, int], str] = {}
-        named: list[str] = [f"https://{host}" for host in self.tools.settings.build.allowed_hosts]
+        named = self.tools.allowed_urls()
         for one in pip.urls:
             if urlsplit(one).scheme in ("http", "https"):
                 plain, pair = split_credentials(one)
