@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -32,6 +33,7 @@ from flexinfer_operator.local.builds import BuildCommand, Builder, build_command
 from flexinfer_operator.local.desk import Desk
 from flexinfer_operator.local.ledger import ColdStartRecord
 from flexinfer_operator.local.logs import prune_logs
+from flexinfer_operator.local.look import keep_looking
 from flexinfer_operator.local.models import ModelFiles
 from flexinfer_operator.local.notices import announce
 from flexinfer_operator.local.pool import Pool
@@ -50,7 +52,7 @@ SOCKET = "operator.sock"
 _LEAVE_GRACE_S = 2.0
 # An edit acts within a second, a finished build as well; a look costs a handful of system calls.
 _LOOK_EVERY_S = 0.25
-_CATALOG_EVERY_LOOKS = 8
+_DAMAGE_MEMORY_S = 60.0
 
 
 class LocalCluster:
@@ -121,7 +123,7 @@ class LocalCluster:
         self._records.mkdir(mode=0o700, parents=True, exist_ok=True)
         await self._desk.open()
         try:
-            await self._look(with_catalog=True)
+            await self._look(True)
             for found in await find_engines(
                 self._records,
                 self._store,
@@ -134,7 +136,9 @@ class LocalCluster:
         except BaseException:
             await self.close()
             raise
-        self._looking = asyncio.create_task(self._keep_looking(), name="look")
+        every_s = min(_LOOK_EVERY_S, self._section.rescan_s)
+        looking = keep_looking(self._look, self._look_now, every_s=every_s)
+        self._looking = asyncio.create_task(looking, name="look")
 
     def kill(self) -> None:
         """Kill every engine now: they had their time."""
@@ -152,6 +156,10 @@ class LocalCluster:
         for name in self._shelf.names():
             self._desk.stopped(name)
         await self._desk.close()
+
+    def engines(self) -> tuple[Replica, ...]:
+        """Return the engines that exist, as they are; for whoever measures."""
+        return self._pool.all()
 
     # Cluster
 
@@ -260,7 +268,7 @@ class LocalCluster:
         self._pool.forget(replica)
         self._book.forget_replica(replica.id)
         known = self._shelf.get(replica.model)
-        if known is not None and crash is not None:
+        if known is not None and crash is not None and not replica.is_damaged:
             known.crashes = (*known.crashes, crash)[-8:]
         if crash is not None:
             log.warning(
@@ -273,9 +281,23 @@ class LocalCluster:
         self._forget_if_gone(replica.model)
         self._touch(replica.model)
 
-    def artifact_damaged(self, digest: str, message: str) -> None:
-        log.error("artifact_damaged", digest=digest, error=message, human=message)
+    def artifact_damaged(self, replica: Replica, message: str) -> bool:
+        """Take the artifact for damaged until the store was looked at; False: that was done just now already.
+
+        So those who wait are held for the build that heals it, and a store that finds it whole and broken in turn
+        is not asked for ever: the second time counts as a crash, with a crash's back-off.
+        """
+        now_s = self._clock.now_s()
+        log.error("artifact_damaged", digest=replica.digest, error=message, human=message)
         self._look_now.set()
+        known = self._shelf.get(replica.model)
+        if known is None or known.bound.digest != replica.digest:
+            return False
+        is_first = known.damaged_s is None or now_s - known.damaged_s > _DAMAGE_MEMORY_S
+        known.damaged_s = now_s
+        known.bound = replace(known.bound, is_cached=False, damage=message)
+        known.artifact = None
+        return is_first
 
     def router_connected(self, connection: int) -> None:
         self._book.connected(connection)
@@ -308,22 +330,7 @@ class LocalCluster:
 
     # Looking
 
-    async def _keep_looking(self) -> None:
-        every_s = min(_LOOK_EVERY_S, self._section.rescan_s)
-        looks = 0
-        while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(every_s):
-                    await self._look_now.wait()
-            is_asked = self._look_now.is_set()
-            self._look_now.clear()
-            looks += 1
-            try:
-                await self._look(with_catalog=is_asked or looks % _CATALOG_EVERY_LOOKS == 0)
-            except Exception as error:
-                log.error("look_failed", exc_info=error)
-
-    async def _look(self, *, with_catalog: bool) -> None:
+    async def _look(self, with_catalog: bool) -> None:
         """Read what changed in `models/`, the store and the catalog, and bind every Model anew if anything did."""
         changed, news = await asyncio.to_thread(
             lambda: (self._files.scan(), self._binder.has_news(with_catalog=with_catalog))

@@ -44,6 +44,9 @@ class Pool:
     def get(self, replica: str) -> Replica | None:
         return self._replicas.get(replica)
 
+    def all(self) -> tuple[Replica, ...]:
+        return tuple(self._replicas.values())
+
     def has_any(self, model: str) -> bool:
         return any(one.model == model for one in self._replicas.values())
 

@@ -54,7 +54,7 @@ class Listener(Protocol):
 
     def replica_gone(self, replica: Replica, crash: Crash | None) -> None: ...
 
-    def artifact_damaged(self, digest: str, message: str) -> None: ...
+    def artifact_damaged(self, replica: Replica, message: str) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +109,8 @@ class Replica:
     running: RunningEngine | None = None
     phases: dict[str, float] = field(default_factory=dict)
     is_adopted: bool = False
+    is_damaged: bool = False
+    """Its bytes are at fault, not it; what follows is the artifact's matter."""
     _checkout: Checkout | None = None
     _task: asyncio.Task[None] | None = None
     _stalled: str = ""
@@ -170,7 +172,7 @@ class Replica:
             await self._end_process()
             is_damage = isinstance(error, IntegrityError) or error.code in _ABSENT
             if is_damage:
-                self.listener.artifact_damaged(self.digest, error.message)
+                self.is_damaged = self.listener.artifact_damaged(self, error.message)
             crash = self._crash(
                 error.code, error.message, is_retryable=is_damage or error.retryable
             )

@@ -34,6 +34,8 @@ class Known:
     preempted_by: str = ""
     cold_starts: ColdStarts | None = None
     status: ModelStatus | None = None
+    damaged_s: float | None = None
+    """When a start last found that its bytes are not what they must be."""
     is_build_unseen: bool = False
     """A build ended well, and what it left was not looked at yet."""
 

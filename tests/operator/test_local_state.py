@@ -1,0 +1,308 @@
+"""Files, store, builds and state.db of one machine: what changes them, and what the operator makes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flexinfer.artifact import evidence as measured
+from flexinfer.errors import IntegrityError
+from flexinfer.fleet import DemandLease
+from flexinfer.oci import parse_digest
+from flexinfer.places import Home
+from flexinfer.resources.model import Condition, ModelStatus
+from flexinfer.store import Store
+from flexinfer_operator.plan.view import ModelView, Snapshot
+from flexinfer_operator.testing.world import LocalWorld, publish, replicas_of, write_file
+
+Play = Callable[..., None]
+
+
+@pytest.fixture
+def play(home: Home) -> Play:
+    """Run a scene with the loop on this machine."""
+
+    def run(scene: Callable[[LocalWorld], Awaitable[None]], **options: Any) -> None:
+        async def whole() -> None:
+            async with LocalWorld(home, loop=True, **options) as world:
+                await scene(world)
+
+        asyncio.run(whole())
+
+    return run
+
+
+def view_of(picture: Snapshot, name: str = "tiny") -> ModelView | None:
+    return next((view for view in picture.models if view.name == name), None)
+
+
+async def condition(world: LocalWorld, kind: str, reason: str) -> Condition:
+    """The condition *kind* of `tiny`, once it has *reason*."""
+
+    def found(picture: Snapshot) -> Condition | None:
+        view = view_of(picture)
+        status = ModelStatus() if view is None or view.status is None else view.status
+        return next((c for c in status.conditions if (c.type, c.reason) == (kind, reason)), None)
+
+    picture = await world.until(f"{kind}: {reason}", lambda p: found(p) is not None)
+    one = found(picture)
+    assert one is not None
+    return one
+
+
+async def wake(world: LocalWorld) -> None:
+    await world.say(DemandLease(router="r", model="tiny", waiting=1, ttl_s=100))
+
+
+# Files
+
+
+def test_a_refused_edit_names_its_place_and_changes_nothing(play: Play) -> None:
+    async def scene(world: LocalWorld) -> None:
+        await world.put("tiny", config={"slots": 3})
+        file = world.home.models / "tiny.yaml"
+        file.write_text(
+            "apiVersion: ai.flexinfer/v1alpha2\nkind: Model\nmetadata: {name: tiny}\n"
+            f"spec:\n  source: file://{world.home.work}/tiny.gguf\n  bakend: scripted\n"
+        )
+        refused = await condition(world, "ConfigValid", "EditRefused")
+        assert f"{file}:6:3" in refused.message and "backend" in refused.message
+        view = view_of(world.cluster.observe())
+        assert view is not None and view.model.spec.config == {"slots": 3}
+        await wake(world)
+        await world.ready("tiny")
+        await world.put("tiny", config={"slots": 4})
+        assert (await condition(world, "ConfigValid", "Accepted")).status == "True"
+
+    play(scene)
+
+
+def test_a_config_key_that_the_engine_does_not_know_is_named_with_the_nearest(play: Play) -> None:
+    async def scene(world: LocalWorld) -> None:
+        await world.put("tiny", config={"slotz": 3})
+        refused = await condition(world, "ConfigValid", "ConfigInvalid")
+        assert "spec.config.slotz" in refused.message and "'slots'" in refused.message
+
+    play(scene)
+
+
+def test_a_catalog_entry_that_is_not_there_is_named(play: Play) -> None:
+    async def scene(world: LocalWorld) -> None:
+        write_file(world.home, "tiny", source="catalog://no-such-entry")
+        refused = await condition(world, "ConfigValid", "SourceInvalid")
+        assert "no-such-entry" in refused.message
+
+    play(scene)
+
+
+def test_a_model_defined_twice_is_said(play: Play) -> None:
+    async def scene(world: LocalWorld) -> None:
+        await world.put("tiny")
+        (world.home.models / "z.yaml").write_bytes((world.home.models / "tiny.yaml").read_bytes())
+        refused = await condition(world, "ConfigValid", "EditRefused")
+        assert "z.yaml" in refused.message and "tiny.yaml" in refused.message
+
+    play(scene)
+
+
+# The store
+
+
+def test_a_new_build_under_the_same_name_is_rolled_out(play: Play) -> None:
+    async def scene(world: LocalWorld) -> None:
+        await world.put("tiny")
+        await wake(world)
+        (old,) = await world.ready("tiny")
+        source = f"file://{world.home.work}/tiny.gguf"
+        new = publish(world.home, source, b"other weights")
+        await world.until(
+            "the new digest ready",
+            lambda p: any(
+                one.digest == new.digest and one.state == "ready" for one in replicas_of(p, "tiny")
+            ),
+        )
+        assert old.digest != new.digest
+
+    play(scene)
+
+
+def test_a_name_that_is_gone_leaves_the_pinned_digest_serving(play: Play) -> None:
+    async def scene(world: LocalWorld) -> None:
+        await world.put("tiny")
+        status = await world.phase("tiny", "Idle")
+        assert status.artifact is not None
+        Store(world.home.store).untag(status.artifact.reference)
+        await wake(world)
+        (replica,) = await world.ready("tiny")
+        assert replica.digest == status.artifact.digest
+
+    play(scene, build=succeeds)
+
+
+def test_evidence_that_arrives_opens_the_gate(play: Play) -> None:
+    async def scene(world: LocalWorld) -> None:
+        await world.put("tiny", quality={"require": "attestation", "minSameTop": 0.9})
+        await wake(world)
+        assert (await condition(world, "Verified", "EvidenceMissing")).status == "False"
+        assert replicas_of(world.cluster.observe(), "tiny") == ()
+        result = measured.TestResult(
+            result="PASSED", passed=("smoke",), failed=(), measurements={measured.SAME_TOP: 0.95}
+        )
+        publish(world.home, f"file://{world.home.work}/tiny.gguf", b"tiny" * 10, evidence=result)
+        await world.ready("tiny")
+
+    play(scene)
+
+
+# Builds
+
+
+def succeeds(source: str) -> tuple[str, ...]:
+    return (sys.executable, "-c", "")
+
+
+def restores(home: Home, data: bytes) -> Callable[[str], tuple[str, ...]]:
+    """A build that publishes *data*, and counts how often it ran."""
+
+    def command(source: str) -> tuple[str, ...]:
+        program = (
+            "import sys; from pathlib import Path; from flexinfer.places import Home;"
+            "from flexinfer_operator.testing.world import publish;"
+            "home = Home(Path(sys.argv[1]));"
+            "(home.work / 'builds').open('a').write(sys.argv[2] + '\\n');"
+            "publish(home, sys.argv[2], bytes.fromhex(sys.argv[3]))"
+        )
+        return (sys.executable, "-c", program, str(home.root), source, data.hex())
+
+    return command
+
+
+def builds_of(home: Home) -> list[str]:
+    return (home.work / "builds").read_text().splitlines()
+
+
+def test_what_is_not_built_is_built_and_then_serves(play: Play, home: Home) -> None:
+    source = f"file://{home.work}/tiny.gguf"
+
+    async def scene(world: LocalWorld) -> None:
+        write_file(world.home, "tiny", source=source)
+        await condition(world, "Cached", "CacheNotReady")
+        await wake(world)
+        await world.ready("tiny")
+
+    play(scene, build=restores(home, b"weights"))
+    assert builds_of(home) == [source]
+
+
+def flip_a_bit(home: Home, digest: str) -> Path:
+    """Damage the first layer of an artifact, as a bad disk does."""
+    store = Store(home.store)
+    (file,) = store.artifact(parse_digest(digest)).files
+    path = store.path(file.digest)
+    os.chmod(path, 0o644)
+    with path.open("r+b") as stream:
+        first = stream.read(1)
+        stream.seek(0)
+        stream.write(bytes([first[0] ^ 1]))
+    return path
+
+
+def test_a_flipped_bit_is_never_started_and_is_built_again_once(play: Play, home: Home) -> None:
+    async def scene(world: LocalWorld) -> None:
+        await world.put("tiny")
+        status = await world.phase("tiny", "Idle")
+        assert status.artifact is not None
+        flip_a_bit(world.home, status.artifact.digest)
+        await wake(world)
+        (replica,) = await world.ready("tiny")
+        assert replica.digest == status.artifact.digest
+        assert len(Store(world.home.store).quarantined()) == 1
+        view = view_of(world.cluster.observe())
+        assert view is not None and view.crashes == ()  # who waited was held, not refused
+
+    play(scene, build=restores(home, b"tiny" * 10))
+    assert len(builds_of(home)) == 1
+
+
+def test_damage_that_a_build_does_not_heal_fails_the_model(play: Play) -> None:
+    async def scene(world: LocalWorld) -> None:
+        await world.put("tiny")
+        status = await world.phase("tiny", "Idle")
+        assert status.artifact is not None
+        flip_a_bit(world.home, status.artifact.digest)
+        with pytest.raises(IntegrityError):
+            Store(world.home.store).checkout(parse_digest(status.artifact.digest))
+        await wake(world)
+        failed = await world.phase("tiny", "Failed")
+        assert "quarantine" in failed.message and "ended well, and yet" in failed.message
+        assert replicas_of(world.cluster.observe(), "tiny") == ()
+
+    play(scene, build=succeeds)
+
+
+def test_a_build_that_fails_is_shown_with_its_last_words(play: Play) -> None:
+    def fails(source: str) -> tuple[str, ...]:
+        return (sys.executable, "-c", "import sys; sys.exit('error[fetch_failed]: no network')")
+
+    async def scene(world: LocalWorld) -> None:
+        write_file(world.home, "tiny", source=f"file://{world.home.work}/none.gguf")
+        await world.until(
+            "the failure",
+            lambda p: (v := view_of(p)) is not None and len(v.builds.failures) == 1,
+        )
+        shown = await world.until(
+            "its words",
+            lambda p: (
+                (v := view_of(p)) is not None
+                and v.status is not None
+                and "no network" in v.status.message
+            ),
+        )
+        view = view_of(shown)
+        assert view is not None and view.status is not None and view.status.phase == "Pending"
+
+    play(scene, build=fails)
+
+
+# state.db
+
+
+def test_what_was_seen_outlives_the_operator(play: Play) -> None:
+    async def first(world: LocalWorld) -> None:
+        await world.put("tiny", aliases=["a"])
+        await world.put("tiny", aliases=["b"])
+        await wake(world)
+        await world.ready("tiny")
+
+    async def second(world: LocalWorld) -> None:
+        view = view_of(world.cluster.observe())
+        assert view is not None and view.generation == 2 and view.starts == 1
+        assert view.status is not None and view.status.phase == "Idle"
+        created = view.created_unix_s
+        await world.put("tiny", aliases=["c"])
+        view = view_of(world.cluster.observe())
+        assert view is not None and (view.generation, view.created_unix_s) == (3, created)
+
+    play(first)
+    play(second)
+
+
+def test_a_broken_state_db_is_put_aside(play: Play, home: Home) -> None:
+    home.state_db.write_bytes(b"this is no database, and was never one" * 100)
+
+    async def scene(world: LocalWorld) -> None:
+        await world.put("tiny")
+        await world.phase("tiny", "Idle")
+
+    play(scene)
+    assert home.state_db.with_name("state.db.broken").exists()
+    with sqlite3.connect(home.state_db) as db:
+        assert db.execute("SELECT name FROM models").fetchall() == [("tiny",)]
+    db.close()
