@@ -137,6 +137,7 @@ else
   began=$(now); start "$work/up2.log" make up; check $? "second make up ($(since "$began"))"; stop
 fi
 
+make -s dev-environment >"$work/dev.log" 2>&1
 .venv/bin/python -m pytest -q -x tests/core/oci -k contract >"$work/contract.log" 2>&1
 check $? "Target's contract suite: $(tail -n 1 "$work/contract.log")"
 [ "$failed" -eq 0 ] && echo "all shown" || echo "$failed FAILED"

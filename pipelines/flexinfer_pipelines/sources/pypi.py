@@ -48,7 +48,7 @@ class PypiSource(Source):
         identity = f"pypi://{uri.name}=={uri.revision}#sha256={digest}"
         member = f"wheel-sha256:{digest}!/{uri.path}"
         files = [SourceFile(path=Path(uri.path).name, inner=uri.path, identity=member)]
-        files += _documents(wheel, uri, digest)
+        files += _documents(uri, digest)
         return Resolved(
             uri=str(uri),
             identity=identity,
@@ -180,10 +180,8 @@ class PypiSource(Source):
         return self.tools.scratch / f"wheel-{digest}{suffix}"
 
 
-def _documents(wheel: Wheel, uri: SourceUri, digest: str) -> list[SourceFile]:
-    named = wheel.metadata.get("license_file") or []
-    if _LICENSE not in named and not any(Path(str(one)).name == _LICENSE for one in named):
-        return []
+def _documents(uri: SourceUri, digest: str) -> list[SourceFile]:
+    # Not asked of the metadata: older pips leave its `License-File` out, and two of them must build one artifact.
     folder = f"{uri.name.replace('-', '_')}-{uri.revision}.dist-info"
     return [
         SourceFile(
