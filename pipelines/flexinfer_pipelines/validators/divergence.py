@@ -15,6 +15,8 @@ from flexinfer_pipelines.validators.contexts import divergence_contexts
 from flexinfer_pipelines.validators.kl import mean_lower_bound, same_top_rate
 
 _TOP = 40
+_LEAST_CONTEXTS = 24
+_CHARACTER_TOKENS = 4  # the bytes of the longest character in UTF-8
 
 
 class Divergence(Validator):
@@ -38,10 +40,18 @@ class Divergence(Validator):
         # The candidate first: after the smoke test its engine still runs.
         given = [await _next(await bench.session(candidate), text) for text in contexts]
         wanted = [await _next(await bench.session(base), text) for text in contexts]
+        pairs = [(b, c) for b, c in zip(wanted, given, strict=True) if b and c]
+        if len(pairs) < _LEAST_CONTEXTS:
+            raise ProcessFailed(
+                f"{candidate.file}: the engine tells next-token probabilities after {len(pairs)} of "
+                f"{len(contexts)} contexts, wanted at least {_LEAST_CONTEXTS}",
+                code="engine_refused",
+            )
+        bases, candidates = [b for b, _ in pairs], [c for _, c in pairs]
         return {
-            SAME_TOP: round(same_top_rate(wanted, given), 6),
-            KL_LOWER_BOUND: round(mean_lower_bound(wanted, given), 6),
-            "divergence.contexts": len(contexts),
+            SAME_TOP: round(same_top_rate(bases, candidates), 6),
+            KL_LOWER_BOUND: round(mean_lower_bound(bases, candidates), 6),
+            "divergence.contexts": len(pairs),
             "divergence.topTokens": _TOP,
         }
 
@@ -62,20 +72,31 @@ class Divergence(Validator):
 
 
 async def _next(session: Session, text: str) -> dict[int, float]:
-    answer = await session.ask(
-        Endpoint.COMPLETIONS,
-        {"prompt": text, "max_tokens": 1, "temperature": 0, "seed": 1, "logprobs": _TOP},
-    )
+    """Return the most probable next tokens after *text*; empty where the engine does not tell.
+
+    The probabilities are those before sampling, so `ignore_eos` changes none: it makes the engine name them also
+    where the end is the most probable. A first token that is a part of a character is named with the rest of it.
+    """
+    asked = {"prompt": text, "temperature": 0, "seed": 1, "logprobs": _TOP, "ignore_eos": True}
+    for tokens in (1, _CHARACTER_TOKENS):
+        answer = await session.ask(Endpoint.COMPLETIONS, {**asked, "max_tokens": tokens})
+        found = _listed(answer)
+        if found:
+            return found
+    return {}
+
+
+def _listed(answer: dict[str, Any]) -> dict[int, float]:
     try:
-        listed = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-        found = {int(one["id"]): _finite(one["logprob"]) for one in listed}
+        logprobs = answer["choices"][0]["logprobs"]
+        content = logprobs["content"] if logprobs else []
+        listed = content[0]["top_logprobs"] if content else []
+        return {int(one["id"]): _finite(one["logprob"]) for one in listed}
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise ProcessFailed(
-            f"engine: expected log-probabilities, its answer lacks {error}", code="engine_refused"
+            f"engine: expected log-probabilities, its answer has none ({error})",
+            code="engine_refused",
         ) from error
-    if not found:
-        raise ProcessFailed("engine: it gave no log-probabilities", code="engine_refused")
-    return found
 
 
 def _finite(number: Any) -> float:
