@@ -35,7 +35,7 @@ from flexinfer_operator.local.ledger import ColdStartRecord
 from flexinfer_operator.local.logs import prune_logs
 from flexinfer_operator.local.look import keep_looking
 from flexinfer_operator.local.models import ModelFiles
-from flexinfer_operator.local.notices import announce
+from flexinfer_operator.local.notices import announce, announce_refusal
 from flexinfer_operator.local.pool import Pool
 from flexinfer_operator.local.replica import Means, Replica
 from flexinfer_operator.local.routers import RouterServer
@@ -78,7 +78,7 @@ class LocalCluster:
             drain_timeout_s=self._section.drain_timeout_s,
         )
         self._store = Store(home.store)
-        self._files = ModelFiles(home.models)
+        self._files = ModelFiles(home.models, on_fault=announce_refusal)
         self._binder = Binder(home, settings.catalog, store=self._store, engines=engines)
         self._desk = Desk(home.state_db, clock)
         self._shelf = Shelf(clock)
@@ -156,6 +156,10 @@ class LocalCluster:
         for name in self._shelf.names():
             self._desk.stopped(name)
         await self._desk.close()
+
+    def look_soon(self) -> None:
+        """Look at files and store at once, not when it is time."""
+        self._look_now.set()
 
     def engines(self) -> tuple[Replica, ...]:
         """Return the engines that exist, as they are; for whoever measures."""

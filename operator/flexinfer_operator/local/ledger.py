@@ -251,8 +251,7 @@ def _models(db: sqlite3.Connection) -> dict[str, KnownModel]:
     for name, spec_hash, generation, created, starts, status in rows:
         try:
             parsed = ModelStatus.model_validate_json(status) if status else None
-        except ValidationError as error:
-            log.warning("status_unreadable", model=name, error=str(error))
+        except ValidationError:  # of another version of this program: it is observed anew
             parsed = None
         found[str(name)] = KnownModel(
             spec_hash=spec_hash,

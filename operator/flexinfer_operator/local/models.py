@@ -6,6 +6,7 @@ A file that cannot be read as a Model changes nothing: its last good state holds
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -42,10 +43,11 @@ class _File:
 
 
 class ModelFiles:
-    """The folder *folder*, looked at by `scan`. Not for two threads at once."""
+    """The folder *folder*, looked at by `scan`. Not for two threads at once. *on_fault* hears each refusal once."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, on_fault: Callable[[str], None] | None = None) -> None:
         self._folder = folder
+        self._on_fault = on_fault
         self._files: dict[Path, _File] = {}
 
     def scan(self) -> bool:
@@ -60,7 +62,8 @@ class ModelFiles:
             if before is not None and before.signature == signature:
                 if before.doubt:
                     self._files[file] = replace(before, fault=before.doubt, doubt="")
-                    _tell(before.doubt)
+                    if self._on_fault is not None:
+                        self._on_fault(before.doubt)
                     changed = True
                 continue
             now = _read(file, signature, before)
@@ -133,7 +136,3 @@ def _parse(file: Path) -> Model:
         message = f"{file}: not UTF-8 at byte {error.start}"
         raise InvalidInput(message, code="document_invalid") from error
     return parse_document(Model, text, str(file))
-
-
-def _tell(fault: str) -> None:
-    log.warning("model_edit_refused", error=fault, human=f"refused, the old state stays: {fault}")

@@ -37,3 +37,8 @@ def _sentence(name: str, before: ModelStatus | None, after: ModelStatus) -> str:
             return f"{name}: failed: {after.message}"
         case "Pending":
             return f"{name}: waiting: {after.message}"
+
+
+def announce_refusal(fault: str) -> None:
+    """Log that an edit of a Model's file is refused; *fault* names file, line and column."""
+    log.warning("model_edit_refused", error=fault, human=f"refused, the old state stays: {fault}")

@@ -31,15 +31,17 @@ class Progress:
 
     def uses(self, usage: Usage, *, now_s: float) -> bool:
         """Note what the process uses now; return whether anything moved since the last move."""
+        # Page faults of mapped files count as one, read calls (also from the page cache) as the other.
+        read_bytes = usage.read_bytes + usage.read_call_bytes
         moved = (
             usage.cpu_s - self.cpu_s >= _CPU_S
-            or usage.read_bytes - self.read_bytes >= _READ_BYTES
+            or read_bytes - self.read_bytes >= _READ_BYTES
             or abs(usage.rss_bytes - self.rss_bytes) >= _RSS_BYTES
         )
         if moved:
             self.cpu_s, self.read_bytes, self.rss_bytes = (
                 usage.cpu_s,
-                usage.read_bytes,
+                read_bytes,
                 usage.rss_bytes,
             )
             self.at_s = now_s

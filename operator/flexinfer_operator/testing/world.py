@@ -207,6 +207,7 @@ class LocalWorld:
 
     async def put(self, name: str, **spec: Any) -> None:
         text = write_model(self.home, name, **spec)
+        self.cluster.look_soon()
         await self.until(
             f"{name} as written",
             lambda picture: any(
@@ -217,6 +218,7 @@ class LocalWorld:
 
     async def remove(self, name: str) -> None:
         (self.home.models / f"{name}.yaml").unlink()
+        self.cluster.look_soon()
         await self.until(
             f"{name} removed",
             lambda picture: all(v.name != name or v.is_deleted for v in picture.models),

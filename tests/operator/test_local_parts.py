@@ -1,0 +1,286 @@
+"""The parts of LocalCluster that decide or remember something by themselves."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from flexinfer.errors import NotFound, PluginError
+from flexinfer.places import Home
+from flexinfer.process import Usage
+from flexinfer.resources.model import ModelSpec, ModelStatus
+from flexinfer.testing.local_engine import LocalEngine, lookup
+from flexinfer_operator.cli import model as model_app
+from flexinfer_operator.facts import engine_facts
+from flexinfer_operator.local.ledger import (
+    MAX_KEPT,
+    ColdStartRecord,
+    KnownModel,
+    Ledger,
+    machine_name,
+    read_state,
+    summarize,
+)
+from flexinfer_operator.local.logs import MAX_LOGS, newest_log, prune_logs
+from flexinfer_operator.local.machine import share, usable_cpus, usable_memory_bytes
+from flexinfer_operator.local.models import ModelFiles
+from flexinfer_operator.local.progress import Progress
+from flexinfer_operator.testing.world import write_file
+
+# Files
+
+
+def written(folder: Path, name: str, text: str) -> None:
+    (folder / name).write_text(text)
+
+
+GOOD = "{apiVersion: ai.flexinfer/v1alpha2, kind: Model, metadata: {name: %s}, spec: {source: 'file:///m.gguf'}}"
+
+
+def test_only_what_changed_is_read_again(home: Home) -> None:
+    files = ModelFiles(home.models)
+    written(home.models, "a.yaml", GOOD % "a")
+    assert files.scan()
+    assert not files.scan()
+    written(home.models, "b.yml", GOOD % "b")
+    assert files.scan()
+    assert sorted(files.written()) == ["a", "b"]
+    (home.models / "a.yaml").unlink()
+    assert files.scan()
+    assert sorted(files.written()) == ["b"]
+
+
+def test_a_file_that_is_half_written_is_not_refused_at_once(home: Home) -> None:
+    files = ModelFiles(home.models)
+    written(home.models, "a.yaml", GOOD % "a")
+    files.scan()
+    written(home.models, "a.yaml", (GOOD % "a")[:40])
+    assert not files.scan()
+    written(home.models, "a.yaml", GOOD % "other")
+    assert files.scan()
+    assert (sorted(files.written()), files.faults()) == (["other"], {})
+
+
+def test_a_bad_edit_keeps_the_last_good_state_and_is_said_once(home: Home) -> None:
+    files = ModelFiles(home.models)
+    written(home.models, "a.yaml", GOOD % "a")
+    files.scan()
+    written(home.models, "a.yaml", "kind: [")
+    files.scan()
+    assert files.scan()
+    assert not files.scan()
+    assert "a.yaml:2:1" in files.written()["a"].fault
+
+
+def test_hidden_files_and_others_are_no_models(home: Home) -> None:
+    for name in (".a.yaml", "a.yaml~", "a.txt", "a.yaml.swp"):
+        written(home.models, name, GOOD % "a")
+    (home.models / "folder.yaml").mkdir()
+    files = ModelFiles(home.models)
+    assert not files.scan()
+    assert files.written() == {}
+
+
+def test_a_file_that_is_too_large_is_refused_unread(home: Home) -> None:
+    written(home.models, "a.yaml", "#" * (1024 * 1024 + 1))
+    files = ModelFiles(home.models)
+    files.scan()
+    files.scan()
+    (fault,) = files.faults().values()
+    assert "1048576" in fault
+
+
+# The ledger
+
+
+def start(seconds: float, **more: Any) -> ColdStartRecord:
+    return ColdStartRecord(
+        **{"digest": "d", "replica": "r", "at_unix_s": 1.0, **more, "phases": {"load": seconds}}
+    )
+
+
+def test_what_was_saved_is_read_by_others_and_after_a_restart(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    ledger = Ledger(path, machine=machine_name())
+    known = KnownModel(
+        spec_hash="h", generation=3, created_unix_s=7, starts=2, status=ModelStatus(phase="Ready")
+    )
+    ledger.save_all({"a": known, "b": known})
+    ledger.save_all({"b": None})
+    assert dict(read_state(path, machine=machine_name()).models) == {"a": known}
+    ledger.close()
+    again = Ledger(path, machine=machine_name())
+    assert again.models() == {"a": known}
+    again.close()
+
+
+def test_only_the_newest_starts_are_kept_and_other_machines_do_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    other = Ledger(path, machine="other")
+    other.add(start(100))
+    ledger = Ledger(path, machine="here")
+    for number in range(MAX_KEPT + 10):
+        estimate = ledger.add(start(1 + number / 1000))
+    assert estimate.samples == 20 and 1.18 < estimate.p50_s < estimate.p95_s < 1.22
+    assert other.estimates()["d"].p50_s == 100
+    ledger.first_token("r", 0.5)
+    assert ledger.estimate("d").phases["first_token"] == 0.5
+    ledger.close()
+    other.close()
+
+
+def test_a_database_of_a_later_version_is_put_aside(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    ledger = Ledger(path, machine="m")
+    ledger._db.execute("PRAGMA user_version=99")
+    ledger.close()
+    Ledger(path, machine="m").close()
+    assert path.with_name("state.db.broken").exists()
+
+
+def test_no_database_is_no_state(tmp_path: Path) -> None:
+    assert read_state(tmp_path / "none.db", machine="m").models == {}
+
+
+@given(st.lists(st.floats(0, 1e4), min_size=1, max_size=40))
+def test_the_estimate_lies_within_what_was_measured(seconds: list[float]) -> None:
+    found = summarize([start(one) for one in seconds])
+    assert min(seconds) <= found.p50_s <= found.p95_s <= max(seconds)
+    assert sum(one <= found.p95_s for one in seconds) >= 0.95 * len(seconds)
+
+
+# Machine, progress, logs, facts
+
+
+@pytest.mark.parametrize(
+    ("cpus", "models", "threads"),
+    [(2, 1, 2), (2, 2, 1), (2, 9, 1), (16, 2, 8), (16, 9, 4), (1, 3, 1)],
+)
+def test_engines_share_the_processors_from_the_start(cpus: int, models: int, threads: int) -> None:
+    found = share(cpus, 1024, models=models, max_loaded=4)
+    assert found.threads == threads
+    assert found.memory_bytes * min(models, 4) <= 1024
+
+
+def test_a_control_groups_limits_are_ours(tmp_path: Path) -> None:
+    (tmp_path / "cpu.max").write_text("100000 100000\n")
+    (tmp_path / "memory.max").write_text("4096\n")
+    assert (usable_cpus(tmp_path), usable_memory_bytes(tmp_path)) == (1, 4096)
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert usable_cpus(tmp_path) == len(os.sched_getaffinity(0))
+    assert usable_memory_bytes(tmp_path) > 4096
+
+
+NOTHING = Usage(
+    cpu_s=0, rss_bytes=0, peak_rss_bytes=0, read_bytes=0, read_call_bytes=0, processes=1
+)
+
+
+def usage(cpu_s: float = 0, read: int = 0, rss: int = 0) -> Usage:
+    return replace(NOTHING, cpu_s=cpu_s, read_bytes=read, rss_bytes=rss)
+
+
+@pytest.mark.parametrize(
+    "moved", [usage(cpu_s=0.1), usage(read=1 << 20), usage(rss=1 << 20)], ids=["cpu", "read", "rss"]
+)
+def test_any_of_three_is_progress(moved: Usage) -> None:
+    progress = Progress(at_s=0)
+    assert progress.uses(moved, now_s=5) and progress.at_s == 5
+    assert not progress.uses(moved, now_s=9) and progress.at_s == 5
+
+
+def test_a_heartbeat_is_no_progress_until_it_adds_up() -> None:
+    progress = Progress(at_s=0)
+    steps = [progress.uses(usage(cpu_s=0.01 * n), now_s=n) for n in range(1, 11)]
+    assert steps.count(True) == 2
+
+
+def test_a_log_phase_is_progress_once() -> None:
+    progress = Progress(at_s=0)
+    assert progress.enters("LoadingWeights", now_s=1)
+    assert not progress.enters("LoadingWeights", now_s=2)
+    assert progress.at_s == 1
+
+
+def test_only_the_newest_logs_of_a_model_are_kept(tmp_path: Path) -> None:
+    for number in range(MAX_LOGS + 3):
+        for model in ("a", "a-b"):
+            log = tmp_path / f"engine-{model}-abcdef-{number}.log"
+            log.touch()
+            os.utime(log, (number, number))
+    prune_logs(tmp_path, "a", running={"a-abcdef-0"})
+    left = {int(file.stem.rsplit("-", 1)[1]) for file in tmp_path.glob("engine-a-abcdef-*")}
+    assert left == {0, 3, 4, 5, 6, 7}
+    assert len([*tmp_path.glob("engine-a-b-*")]) == MAX_LOGS + 3
+    newest = newest_log(tmp_path, "a")
+    assert newest is not None and newest.name == "engine-a-abcdef-7.log"
+
+
+def test_a_plug_in_that_breaks_its_contract_fails_one_model_only() -> None:
+    class Broken(LocalEngine):
+        def problems(self, config: Any) -> Any:
+            raise ZeroDivisionError("oops")
+
+    facts = engine_facts(lambda name: Broken, ModelSpec(source="file:///m.gguf"), None)
+    assert facts.fault is not None and facts.fault.code == "plugin_error"
+    assert "ZeroDivisionError" in facts.fault.message
+
+
+def test_a_backend_that_is_not_there_is_a_fault() -> None:
+    def none(name: str) -> Any:
+        raise PluginError(f"no {name}", code="unknown_plugin")
+
+    facts = engine_facts(none, ModelSpec(source="file:///m.gguf"), None)
+    assert facts.fault is not None and facts.fault.code == "unknown_plugin"
+
+
+def test_without_an_artifact_all_endpoints_are_assumed() -> None:
+    facts = engine_facts(lookup, ModelSpec(source="file:///m.gguf"), None)
+    assert set(facts.endpoints) == {"chat/completions", "completions", "embeddings"}
+
+
+# The command line
+
+
+@pytest.fixture
+def run(home: Home, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("FLEXINFER_HOME", str(home.root))
+    return lambda *words: CliRunner().invoke(model_app, [*words], catch_exceptions=False)
+
+
+def test_models_are_listed_without_an_operator(home: Home, run: Any) -> None:
+    write_file(home, "tiny", source="file:///m.gguf", aliases=["t"])
+    (home.models / "bad.yaml").write_text("kind: Model\n")
+    (row,) = json.loads(run("ls", "--json").output)
+    assert (row["name"], row["phase"], row["aliases"]) == ("tiny", "Unknown", ["t"])
+    shown = run("ls")
+    assert "tiny" in shown.output
+    assert "bad.yaml" in shown.stderr and "operator is not running" in shown.stderr
+
+
+def test_a_model_is_described_by_name_and_alias(home: Home, run: Any) -> None:
+    write_file(home, "tiny", source="file:///m.gguf", aliases=["t"])
+    ledger = Ledger(home.state_db, machine=machine_name())
+    ledger.save_all(
+        {"tiny": KnownModel(spec_hash="h", generation=4, created_unix_s=1, status=ModelStatus())}
+    )
+    ledger.close()
+    tree = json.loads(run("describe", "t", "--json").output)
+    assert tree["metadata"]["name"] == "tiny" and tree["generation"] == 4
+    assert tree["status"]["phase"] == "Idle" and tree["replicas"] == []
+    assert "phase         Idle" in run("describe", "tiny").output
+
+
+def test_an_unknown_model_is_named_with_the_nearest(home: Home, run: Any) -> None:
+    write_file(home, "tiny", source="file:///m.gguf")
+    with pytest.raises(NotFound, match="tiny"):
+        run("describe", "tinny")
