@@ -25,6 +25,7 @@ _HOLD_CAP_S = 30.0
 # After a conflict the next picture is planned at once; should conflicts go on, they are given time.
 _CONFLICT_S = 0.01
 _CONFLICT_CAP_S = 1.0
+_AFTER_BREAK_S = 1.0
 
 
 class Reconciler:
@@ -51,7 +52,7 @@ class Reconciler:
                     coming = None
                 else:
                     picture = self._cluster.observe()
-                again_s = await self.turn(picture)
+                again_s = await self._turned(picture)
         finally:
             if coming is not None:
                 coming.cancel()
@@ -60,6 +61,14 @@ class Reconciler:
             closing = getattr(pictures, "aclose", None)
             if closing is not None:
                 await closing()
+
+    async def _turned(self, picture: Snapshot) -> float | None:
+        """Take a turn; one that breaks is logged, and tried again from a newer picture."""
+        try:
+            return await self.turn(picture)
+        except Exception as error:
+            log.error("turn_failed", exc_info=error)
+            return _AFTER_BREAK_S
 
     async def turn(self, snapshot: Snapshot) -> float | None:
         """Plan once and do what the plan says; return in how many seconds to look again, None: on a change."""

@@ -178,6 +178,19 @@ def test_a_stopped_replica_is_gone(play: Callable[[Scene], None]) -> None:
     play(scene)
 
 
+def test_a_stalled_load_counts_as_a_crash_at_once_and_once(play: Callable[[Scene], None]) -> None:
+    async def scene(world: World) -> None:
+        replica = await started(world)
+        stop = Stop(model="tiny", replica=replica.id, why="no progress", stalled=True)
+        await world.cluster.apply(stop, observed=world.cluster.observe().revision)
+        crashes = view_of(world.cluster.observe()).crashes
+        assert [one.code for one in crashes] == ["load_stalled"]
+        picture = await world.until("gone", lambda picture: not picture.replicas)
+        assert view_of(picture).crashes == crashes
+
+    play(scene)
+
+
 def test_a_drain_counts_from_the_generation_that_says_so(play: Callable[[Scene], None]) -> None:
     async def scene(world: World) -> None:
         replica = await started(world)

@@ -189,6 +189,8 @@ def test_a_load_that_stands_still_is_ended(play: Play) -> None:
         model = await told(world, "a failure", lambda m: m.failure is not None)
         assert model.failure is not None and model.failure.code == "load_stalled"
         assert "LoadingWeights" in model.failure.message
+        view = next(view for view in world.cluster.observe().models if view.name == "tiny")
+        assert view.starts == 1
 
     play(scene)
 

@@ -243,8 +243,10 @@ class LocalCluster:
 
     def _stop(self, action: Stop) -> None:
         known, one = self._shelf.get(action.model), self._pool.get(action.replica)
-        if known is not None and one is not None and one.draining is not None:
-            known.preempted_by = one.draining.for_model
+        if known is not None and one is not None and one.state != "stopping":
+            known.preempted_by = "" if one.draining is None else one.draining.for_model
+            if action.stalled:
+                known.crashed(one.stall(action.why))
         self._pool.stop(action)
 
     # What replicas, routers and builds tell
@@ -273,7 +275,7 @@ class LocalCluster:
         self._book.forget_replica(replica.id)
         known = self._shelf.get(replica.model)
         if known is not None and crash is not None and not replica.is_damaged:
-            known.crashes = (*known.crashes, crash)[-8:]
+            known.crashed(crash)
         if crash is not None:
             log.warning(
                 "replica_failed", replica=replica.id, model=replica.model, code=crash.code,
@@ -343,7 +345,7 @@ class LocalCluster:
         if not (changed or news or unseen):
             return
         written = self._files.written()
-        statuses = {name: self._status(name) for name in written}
+        statuses = {n: self._shelf.status(n, self._desk.known(n)) for n in written}
         bindings = await asyncio.to_thread(
             lambda: {n: self._binder.bind(w.model, statuses[n]) for n, w in written.items()}
         )
@@ -360,13 +362,6 @@ class LocalCluster:
             self._shelf.delete(name)
             self._touch(name)
             self._forget_if_gone(name)
-
-    def _status(self, name: str) -> ModelStatus | None:
-        known = self._shelf.get(name)
-        if known is not None:
-            return known.status
-        remembered = self._desk.known(name)
-        return None if remembered is None else remembered.status
 
     def _settle_build(self, known: Known) -> None:
         source = known.model.spec.source

@@ -93,7 +93,7 @@ class Pool:
         one = self._replicas.get(action.replica)
         if one is not None and one.state != "stopping":
             log.info("replica_stopping", replica=one.id, model=one.model, why=action.why)
-            one.stop(stalled=action.why if action.stalled else "")
+            one.stop()
 
     def adopt(self, found: Found, *, listener: Listener) -> None:
         """Take over an engine of an earlier operator."""

@@ -113,7 +113,6 @@ class Replica:
     """Its bytes are at fault, not it; what follows is the artifact's matter."""
     _checkout: Checkout | None = None
     _task: asyncio.Task[None] | None = None
-    _stalled: str = ""
     _stop: asyncio.Task[None] | None = None
 
     @property
@@ -124,14 +123,18 @@ class Replica:
         """Let *life* run to its end, and tell how it ended."""
         self._task = asyncio.create_task(self._live(life), name=f"replica {self.id}")
 
-    def stop(self, *, stalled: str = "") -> None:
-        """Begin to stop it. *stalled*: why the load is taken for failed. Twice is once."""
+    def stop(self) -> None:
+        """Begin to stop it. Twice is once."""
         if self.state == "stopping":
             return
         self.state = "stopping"
-        self._stalled = stalled
         self._stop = asyncio.create_task(self._stopped(), name=f"stop {self.id}")
         self.listener.replica_changed(self)
+
+    def stall(self, why: str) -> Crash:
+        """Return its load as a failure, from this moment on: nobody may start another before its back-off."""
+        stage = self.progress.substage or "start"
+        return self._crash("load_stalled", f"the load stopped moving ({stage}): {why}")
 
     async def gone(self) -> None:
         """Return when nothing of it is left."""
@@ -167,7 +170,6 @@ class Replica:
                 raise
             if self.running is not None:
                 await self.running.child.stop(self.means.stop_grace_s)
-            crash = self._stall_crash()
         except FlexInferError as error:
             await self._end_process()
             is_damage = isinstance(error, IntegrityError) or error.code in _ABSENT
@@ -181,9 +183,7 @@ class Replica:
             log.error("replica_broke", replica=self.id, exc_info=error)
             crash = self._crash("internal_error", f"{type(error).__name__}: {error}")
         self._clear_up()
-        if self.state == "stopping" and not self._stalled:
-            crash = None
-        self.listener.replica_gone(self, crash)
+        self.listener.replica_gone(self, None if self.state == "stopping" else crash)
 
     async def _end_process(self) -> None:
         if self.running is not None and self.running.child.returncode is None:
@@ -199,9 +199,7 @@ class Replica:
         if self._checkout is not None:
             self._checkout.close()
 
-    def _crash_of_exit(self) -> Crash | None:
-        if self._stalled:
-            return self._stall_crash()
+    def _crash_of_exit(self) -> Crash:
         assert self.running is not None
         code = self.running.child.returncode
         cause = self._cause(None if code == UNKNOWN_EXIT else code)
@@ -216,12 +214,6 @@ class Replica:
             log.error("engine_plugin_failed", backend=self.engine.name, exc_info=error)
             words = f"the engine ended with exit code {exit_code}"
             return Cause(code="engine_crashed", message=words, remedy="", retryable=True)
-
-    def _stall_crash(self) -> Crash | None:
-        if not self._stalled:
-            return None
-        stage = self.progress.substage or "start"
-        return self._crash("load_stalled", f"the load stopped moving ({stage}): {self._stalled}")
 
     def _crash(self, code: str, message: str, *, is_retryable: bool = True) -> Crash:
         now_s = self.means.clock.now_s()

@@ -14,6 +14,9 @@ from flexinfer_operator.local.ledger import KnownModel
 from flexinfer_operator.local.models import WrittenModel
 from flexinfer_operator.plan.view import Bound, Builds, ColdStarts, Crash, EngineFacts, ModelView
 
+# More in a row than doubling from a second to a minute takes.
+_MAX_CRASHES = 8
+
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Known:
@@ -42,6 +45,10 @@ class Known:
     @property
     def name(self) -> str:
         return self.model.metadata.name
+
+    def crashed(self, crash: Crash) -> None:
+        """Remember a crash; the last few are enough."""
+        self.crashes = (*self.crashes, crash)[-_MAX_CRASHES:]
 
     def view(self, *, builds: Builds, last_active_s: float | None) -> ModelView:
         return ModelView(
@@ -88,6 +95,13 @@ class Shelf:
 
     def names(self) -> frozenset[str]:
         return frozenset(self._known)
+
+    def status(self, name: str, remembered: KnownModel | None) -> ModelStatus | None:
+        """Return the newest status of a Model, which may be that of an earlier operator."""
+        known = self._known.get(name)
+        if known is not None:
+            return known.status
+        return None if remembered is None else remembered.status
 
     def put(
         self, written: WrittenModel, binding: Binding, remembered: KnownModel | None
