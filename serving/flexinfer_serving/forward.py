@@ -77,6 +77,10 @@ class Forwarder(Protocol):
     async def close(self) -> None: ...
 
 
+# llama.cpp's server closes a connection that was idle for five seconds: let go of it before.
+_KEEPALIVE_S = 4.0
+
+
 class PooledForwarder:
     """Connections are kept and used again. One for each process; no limit of its own: gates bound the load."""
 
@@ -86,7 +90,9 @@ class PooledForwarder:
             follow_redirects=False,
             timeout=httpx.Timeout(None, connect=connect_timeout_s),
             limits=httpx.Limits(
-                max_connections=None, max_keepalive_connections=256, keepalive_expiry=30.0
+                max_connections=None,
+                max_keepalive_connections=256,
+                keepalive_expiry=_KEEPALIVE_S,
             ),
         )
 
