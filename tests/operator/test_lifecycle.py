@@ -282,9 +282,27 @@ def test_a_ready_replica_ends_the_series(drive: Drive) -> None:
     drive.settle()
     assert drive.told().failure is None
     drive.clock.advance(61)
-    drive.cluster.crash(drive.only().id)
+    crashed = drive.only().id
+    drive.cluster.crash(crashed)
     drive.settle()
-    assert drive.failure().retry_after_s == pytest.approx(1.0)
+    assert drive.told().failure is None  # it served: nobody is refused
+    assert drive.only().id != crashed
+
+
+def test_one_that_crashes_whenever_it_serves_waits_longer_each_time(drive: Drive) -> None:
+    drive.cluster.put(make_model(serverless={"minReplicas": 1}))
+    waits = []
+    for _ in range(4):
+        drive.settle()
+        drive.cluster.ready(drive.only().id)
+        drive.settle()
+        drive.clock.advance(5)
+        drive.cluster.crash(drive.only().id)
+        drive.settle()
+        failure = drive.told().failure
+        waits.append(0.0 if failure is None else failure.retry_after_s)
+        drive.clock.advance(waits[-1] or 0)
+    assert waits == pytest.approx([0.0, 2.0, 4.0, 8.0])
 
 
 def test_a_load_that_stands_still_is_failed(drive: Drive) -> None:

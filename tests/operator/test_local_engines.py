@@ -173,7 +173,9 @@ def test_an_engine_killed_while_it_serves_is_replaced_for_those_who_wait(play: P
     async def scene(world: LocalWorld) -> None:
         first = await woken(world)
         os.kill(record_of(world.home, first).pid, 9)
-        await world.until("the crash", lambda p: not replicas_of(p, "tiny"))
+        await world.until(
+            "another", lambda p: [r.id for r in replicas_of(p, "tiny")] not in ([], [first.id])
+        )
         await world.say(lease(world, 1, ttl_s=60))
         (second,) = await world.ready("tiny")
         assert second.id != first.id and second.key != first.key

@@ -1,4 +1,5 @@
-"""How long to wait after crashes: doubling, capped, and forgotten once a replica has proved stable."""
+"""How long to wait after crashes: not at all after the first of one that served, then doubling, capped; forgotten
+once a replica has proved stable."""
 
 from __future__ import annotations
 
@@ -40,4 +41,6 @@ def _delay_s(crashes: Sequence[Crash], revision: str, policy: Policy) -> float:
         in_a_row += 1
         if crash.ready_for_s >= policy.stable_s:
             break
+    if in_a_row == 1 and newest.ready_for_s > 0:
+        return 0.0  # it did serve: who asks next is held through a start, not refused
     return float(min(policy.backoff_s * 2.0 ** min(in_a_row - 1, 30), policy.backoff_cap_s))
