@@ -20,6 +20,7 @@ from flexinfer.settings import Settings, load, setting_files
 from flexinfer.units import format_bytes
 
 _LOG_BYTES = 16 * 1024 * 1024
+_INTERRUPTED = 130
 
 pipelines = typer.Typer(
     invoke_without_command=True,
@@ -153,6 +154,7 @@ def _build(
     found = None if rebuild else already_built(context, entry, variant)
     if found is not None:
         return _shown(store, reference, found.digest, is_new=False)
+    _refuse_early(context, entry, variant)
     before = _digest_of(store, reference)
     os.nice(settings.build.nice)  # builds stand behind serving
     progress, display = progress_for(quiet=quiet)
@@ -172,6 +174,17 @@ def _build(
             )
         )
     return _shown(store, reference, digest, is_new=rebuild or digest != before)
+
+
+def _refuse_early(context: Any, entry: Any, variant: Any) -> None:
+    """Refuse what needs no run to be refused: a recipe that nobody makes, a file that is not there."""
+    from flexinfer_pipelines.steps.resolve import recipe_of, source_for
+
+    recipe_of(entry, variant)
+    uri = entry.spec.source.parsed()
+    source = source_for(context, uri)
+    if uri.scheme == "file":
+        asyncio.run(source.resolve(uri))
 
 
 def _digest_of(store: Any, reference: str) -> str:
@@ -216,5 +229,10 @@ def _until_signal(work: Any) -> Any:
     try:
         return asyncio.run(guarded())
     except asyncio.CancelledError:
-        print("interrupted; the next build goes on where this one stood", file=sys.stderr)
-        raise SystemExit(130) from None
+        pass
+    except BaseException as error:
+        # While a flow runs, Prefect takes SIGTERM for itself and raises this; what we started is ended by now.
+        if type(error).__name__ != "TerminationSignal":
+            raise
+    print("interrupted; the next try goes on where this one stood", file=sys.stderr)
+    raise SystemExit(_INTERRUPTED)

@@ -19,6 +19,7 @@ from prefect.artifacts import (
 )
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
 from prefect.tasks import exponential_backoff
 
 from flexinfer.clock import SystemClock
@@ -27,6 +28,7 @@ from flexinfer.places import Home
 from flexinfer.settings import Settings, load, setting_files
 from flexinfer.store import Store
 from flexinfer_pipelines.built import Built
+from flexinfer_pipelines.flows.orphans import known
 from flexinfer_pipelines.sequence import build
 from flexinfer_pipelines.steps import STAGES, Context, Progress, Unwatched
 from flexinfer_pipelines.steps.validate import Failed
@@ -71,9 +73,11 @@ async def build_flow(target: str, rebuild: bool = False) -> str:
         chance=random.SystemRandom(),
         progress=board,
     )
+    run_id = str(flow_run.get_id())
     shown = asyncio.create_task(board.show(f"{entry.metadata.name}/{variant.name}"))
     try:
-        built = await build(context, entry, variant, _Stages(board).run, rebuild=rebuild)
+        with known(home, run_id):
+            built = await build(context, entry, variant, _Stages(board).run, rebuild=rebuild)
     except Failed as error:
         await _validation_table(
             error.result.measurements, error.result.thresholds, error.result.failed

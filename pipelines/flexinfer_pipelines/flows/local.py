@@ -33,7 +33,9 @@ async def run(
     async with prefect_server.available(home, settings, environ, SystemClock()) as api:
         _tell(home, api)
         from flexinfer_pipelines.flows.build import build_flow, watcher
+        from flexinfer_pipelines.flows.orphans import end_orphans
 
+        await end_orphans(home)
         watcher.set(progress)
         found: str = await build_flow(target, rebuild)
         return found
@@ -50,13 +52,18 @@ async def serve(home: Home, settings: Settings, environ: Mapping[str, str]) -> N
     from prefect import aserve
 
     from flexinfer_pipelines.flows.build import build_flow
+    from flexinfer_pipelines.flows.orphans import watch
 
     deployment = await build_flow.to_deployment(  # type: ignore[misc]
         name=DEPLOYMENT,
         description="Build a catalog entry (entry/variant) or any source into a verified artifact.",
         tags=["flexinfer"],
     )
-    await aserve(deployment, limit=1)
+    watching = asyncio.create_task(watch(home))
+    try:
+        await aserve(deployment, limit=1)
+    finally:
+        watching.cancel()
 
 
 async def _api(home: Home, settings: Settings, environ: Mapping[str, str]) -> prefect_server.Found:

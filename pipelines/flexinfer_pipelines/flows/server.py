@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 
@@ -45,10 +46,20 @@ async def _serve(home: Home, settings: Settings) -> None:
         lock.update({"what": "Prefect's server", "address": f"http://{prefect_server.HOST}:{port}"})
         prefect_server.write_record(home, port)
         log.info("prefect_starting", port=port)
+        # Its scheduler tells of every tick, ten a second.
+        logging.getLogger("docket").setLevel(logging.WARNING)
+        # The server raises the signal that ended it once more when it is done: it must not end us before our own end.
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, _ignore)
         try:
             await uvicorn.Server(config).serve()
         finally:
             prefect_server.forget_record(home)
+
+
+def _ignore() -> None:
+    """Prefect's server has ended already."""
 
 
 async def _turn(home: Home) -> SingleInstance:

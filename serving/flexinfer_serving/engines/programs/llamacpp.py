@@ -16,6 +16,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ def main(arguments: list[str]) -> int:
         _say(f"engine key of {len(key)} characters: expected {MIN_KEY_CHARACTERS} or more")
         return 2
     _harden()
+    _end_with_parent()
     _say("initializing")
     try:
         import xllamacpp
@@ -51,6 +53,19 @@ def main(arguments: list[str]) -> int:
     _say(f"serving on {server.listening_address}")
     while True:
         signal.pause()
+
+
+def _end_with_parent() -> None:
+    """End when who started us is gone, if it gave us a pipe to see that by; one who adopts us gives none."""
+    lifeline = os.environ.pop("FLEXINFER_LIFELINE", "")
+    if not lifeline:
+        return
+
+    def watch() -> None:
+        os.read(int(lifeline), 1)
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _say(words: str) -> None:

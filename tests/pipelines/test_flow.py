@@ -1,0 +1,223 @@
+"""The flow against Prefect's real server: what a person sees there, and what the command line says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from flexinfer.clock import SystemClock
+from flexinfer.places import Home
+from flexinfer.process import Child, ProcessSpec, free_port, start
+from flexinfer.settings import Settings
+from flexinfer_pipelines import prefect_server
+
+ENTRY = """
+apiVersion: ai.flexinfer/v1alpha2
+kind: CatalogEntry
+metadata: {{name: tiny}}
+spec:
+  source: {{uri: "file://{path}"}}
+  license: {{expression: Apache-2.0}}
+  publish: {{repository: tiny}}
+  variants:
+    - {{name: q8-0, quantize: {{format: gguf, type: Q8_0}}, validate: {{smoke: false, footprint: false}}}}
+    - name: strict
+      quantize: {{format: gguf, type: Q4_0}}
+      validate: {{smoke: false, footprint: false, maxKlLowerBound: 0.0}}
+"""
+
+
+class Place:
+    """A home with a catalog, a server for its runs, and the command line in it."""
+
+    def __init__(self, home: Home, api: str) -> None:
+        self.home = home
+        self.api = api
+
+    def flexinfer(self, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+        kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+        environ = {
+            **kept,
+            "FLEXINFER_HOME": str(self.home.root),
+            "FLEXINFER_BUILD__NICE": "0",
+            **more,
+        }
+        argv = [sys.executable, "-P", "-m", "flexinfer", *arguments]
+        return subprocess.run(
+            argv, env=environ, cwd=self.home.root, capture_output=True, text=True, timeout=240
+        )
+
+    def read(self, path: str) -> Any:
+        """Return what the API lists, the newest first."""
+        with httpx.Client(trust_env=False, timeout=20) as client:
+            answer = client.post(f"{self.api}/{path}/filter", json={"limit": 100})
+            assert answer.status_code == 200, answer.text
+            return answer.json()
+
+
+@pytest.fixture(scope="module")
+def place(
+    tmp_path_factory: pytest.TempPathFactory, downloads: Path, gguf_python: Path,
+    engine_python: Path, tiny: bytes,
+) -> Iterator[Place]:  # fmt: skip
+    root = tmp_path_factory.mktemp("flow")
+    (root / "tools").symlink_to(downloads / "home" / "tools")
+    home = Home(root).prepare()
+    model = root / "Tiny.F32.gguf"
+    model.write_bytes(tiny)
+    (home.catalogs / "tiny.yaml").write_text(ENTRY.format(path=model))
+    loop = asyncio.new_event_loop()
+    child: Child = loop.run_until_complete(
+        start(prefect_server.server_spec(home, free_port(), dict(os.environ)))
+    )
+    try:
+        waited = prefect_server.wait_for(home, Settings(), {}, SystemClock())
+        yield Place(home, loop.run_until_complete(waited).url)
+    finally:
+        loop.run_until_complete(child.stop(10.0))
+        loop.close()
+    assert prefect_server.read_record(home) is None  # it ended well
+
+
+@pytest.fixture(scope="module")
+def built(place: Place) -> dict[str, Any]:
+    done = place.flexinfer("build", "tiny/q8-0", "--json")
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return {**found, "stderr": done.stderr}
+
+
+def test_the_command_shows_each_stage_and_the_digest(built: dict[str, Any]) -> None:
+    assert built["new"]
+    assert built["reference"] == "tiny:q8-0"
+    assert built["digest"].startswith("sha256:")
+    shown = [line.split()[0] for line in built["stderr"].splitlines() if line]
+    stages = ["resolve", "fetch", "inspect", "quantize", "validate", "publish", "warm"]
+    assert [word for word in shown if word in stages] == stages
+
+
+def test_the_run_and_its_tasks_have_names(place: Place, built: dict[str, Any]) -> None:
+    runs = {run["name"]: run for run in place.read("flow_runs")}
+    run = runs["build tiny/q8-0"]
+    assert run["state_type"] == "COMPLETED"
+    assert run["parameters"] == {"target": "tiny/q8-0", "rebuild": False}
+    tasks = {t["name"] for t in place.read("task_runs") if t["flow_run_id"] == run["id"]}
+    assert tasks == {"resolve", "fetch", "inspect", "quantize", "validate", "publish", "warm"}
+
+
+def test_progress_validation_and_digest_are_artifacts(place: Place, built: dict[str, Any]) -> None:
+    found = {one["key"]: one for one in place.read("artifacts") if one["key"]}
+    assert found["progress"]["type"] == "progress"
+    assert found["progress"]["data"] == 100.0
+    table = json.loads(found["validation"]["data"])
+    assert {"structure.tensors"} <= {row["measurement"] for row in table}
+    assert built["digest"] in found["artifact"]["data"]
+
+
+def test_a_second_build_starts_no_run_and_imports_no_prefect(
+    place: Place, built: dict[str, Any]
+) -> None:
+    before = len(place.read("flow_runs"))
+    done = place.flexinfer("build", "tiny/q8-0", PYTHONPROFILEIMPORTTIME="1")
+    assert done.returncode == 0
+    assert done.stdout.strip() == built["digest"]
+    assert "already built tiny:q8-0" in done.stderr
+    imported = [line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if "|" in line]
+    assert "flexinfer_pipelines.sequence" in imported
+    assert not [name for name in imported if name.split(".")[0] == "prefect"]
+    assert len(place.read("flow_runs")) == before
+
+
+def test_a_bad_result_fails_the_run_with_both_numbers(place: Place, built: dict[str, Any]) -> None:
+    done = place.flexinfer("build", "tiny/strict")
+    assert done.returncode == 7
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(
+        "error[quality]: tiny/strict is not published: divergence.klLowerBound is "
+    )
+    assert "wanted at most 0.0" in last
+    runs = {run["name"]: run for run in place.read("flow_runs")}
+    assert runs["build tiny/strict"]["state_type"] == "FAILED"
+    tables = [one for one in place.read("artifacts") if one["key"] == "validation"]
+    assert any("failed" in one["data"] for one in tables)
+
+
+@pytest.mark.parametrize(
+    ("target", "exit_code", "said"),
+    [
+        ("tinny/q8-0", 4, "did you mean 'tiny'"),
+        ("tiny/q8-1", 4, "did you mean 'q8-0'"),
+        ("hff://a/b", 2, "did you mean 'hf'"),
+        ("./no-such.gguf", 4, "no-such.gguf"),
+        ("what is this", 2, "entry/variant"),
+    ],
+)
+def test_what_cannot_be_built_is_said_in_one_line(
+    place: Place, target: str, exit_code: int, said: str
+) -> None:
+    done = place.flexinfer("build", target, "--quiet")
+    assert done.returncode == exit_code
+    assert said in done.stderr
+    assert done.stderr.startswith("error[")
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_the_deployment_runs_the_same_flow_and_dead_runs_are_ended(
+    place: Place, built: dict[str, Any]
+) -> None:
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    environ = {**kept, "FLEXINFER_HOME": str(place.home.root)}
+    spec = ProcessSpec(
+        name="pipelines",
+        argv=(sys.executable, "-P", "-m", "flexinfer", "pipelines"),
+        environment=environ,
+        cwd=place.home.root,
+        log_path=place.home.logs / "pipelines.log",
+    )
+    with httpx.Client(trust_env=False, timeout=20, base_url=place.api) as client:
+        lost = _dead_run(place, client)
+        asyncio.run(_served(spec, client, lost))
+
+
+def _dead_run(place: Place, client: httpx.Client) -> str:
+    """Return a run that Prefect shows running and whose process is gone."""
+    flow_id = place.read("flows")[0]["id"]
+    body = {"flow_id": flow_id, "name": "lost", "state": {"type": "RUNNING"}}
+    run_id = str(client.post("/flow_runs/", json=body).json()["id"])
+    folder = place.home.run / "runs"
+    folder.mkdir(exist_ok=True)
+    (folder / f"{run_id}.json").write_text('{"pid": 1, "start_ticks": 0, "boot_id": ""}')
+    return run_id
+
+
+async def _served(spec: ProcessSpec, client: httpx.Client, lost: str) -> None:
+    child = await start(spec)
+    try:
+        async with asyncio.timeout(120):
+            while client.get("/deployments/name/build/build").status_code != 200:
+                assert child.returncode is None, child.tail(20)
+                await asyncio.sleep(0.2)
+            deployment = client.get("/deployments/name/build/build").json()["id"]
+            made = client.post(
+                f"/deployments/{deployment}/create_flow_run",
+                json={"parameters": {"target": "tiny/q8-0"}, "state": {"type": "SCHEDULED"}},
+            ).json()
+            for run_id, wanted in ((made["id"], "COMPLETED"), (lost, "CRASHED")):
+                run = client.get(f"/flow_runs/{run_id}").json()
+                while run["state_type"] != wanted:
+                    assert run["state_type"] not in {"FAILED", "CANCELLED"}, run["state"]
+                    await asyncio.sleep(0.2)
+                    run = client.get(f"/flow_runs/{run_id}").json()
+            assert client.get(f"/flow_runs/{made['id']}").json()["name"] == "build tiny/q8-0"
+    finally:
+        await child.stop(10.0)

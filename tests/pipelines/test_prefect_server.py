@@ -1,0 +1,112 @@
+"""Which Prefect server is ours: proven by process, port and answer."""
+
+from __future__ import annotations
+
+import asyncio
+import http.server
+import json
+import os
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flexinfer.errors import ResourceExhausted, Unavailable
+from flexinfer.places import Home
+from flexinfer_pipelines import prefect_server
+from flexinfer_pipelines.prefect_server import choose_port, find, read_record, write_record
+
+
+class Healthy(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("content-length", "4")
+        self.end_headers()
+        self.wfile.write(b"true")
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+@pytest.fixture
+def healthy() -> Iterator[int]:
+    """A server in this very process that answers every request."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Healthy)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    yield server.server_address[1]
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_ours_is_found_by_its_record(home: Home, healthy: int) -> None:
+    write_record(home, healthy)
+    found = asyncio.run(find(home, {}))
+    assert found is not None
+    assert found.url == f"http://127.0.0.1:{healthy}/api"
+    assert not found.is_users
+
+
+def test_a_stranger_at_our_port_is_not_ours(home: Home, healthy: int) -> None:
+    write_record(home, healthy)
+    path = home.run / "prefect.json"
+    tree = json.loads(path.read_text())
+    for change in ({"start_ticks": 1}, {"boot_id": "another"}, {"pid": 1}):
+        path.write_text(json.dumps({**tree, **change}))
+        assert asyncio.run(find(home, {})) is None
+
+
+def test_our_process_at_another_port_is_not_ours(home: Home, healthy: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        free = other.getsockname()[1]
+    write_record(home, free)
+    assert asyncio.run(find(home, {})) is None
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"url": 1}'])
+def test_a_record_without_sense_is_none(home: Home, text: str) -> None:
+    (home.run / "prefect.json").write_text(text)
+    assert read_record(home) is None
+
+
+def test_the_users_own_server_is_used(home: Home, healthy: int) -> None:
+    url = f"http://127.0.0.1:{healthy}/api"
+    found = asyncio.run(find(home, {"PREFECT_API_URL": url}))
+    assert found == prefect_server.Found(url=url, is_users=True)
+
+
+def test_the_users_own_server_that_is_down_is_said_to_be(home: Home) -> None:
+    with pytest.raises(Unavailable, match="PREFECT_API_URL") as caught:
+        asyncio.run(find(home, {"PREFECT_API_URL": "http://127.0.0.1:9/api"}))
+    assert caught.value.code == "prefect_unreachable"
+
+
+def test_a_stranger_on_the_port_moves_us_to_the_next(healthy: int) -> None:
+    assert choose_port(healthy) != healthy
+    assert healthy < choose_port(healthy) < healthy + 20
+
+
+def test_no_free_port_names_the_setting(monkeypatch: pytest.MonkeyPatch, healthy: int) -> None:
+    monkeypatch.setattr(prefect_server, "_PORTS_TRIED", 1)
+    with pytest.raises(ResourceExhausted, match="FLEXINFER_PREFECT__PORT"):
+        choose_port(healthy)
+
+
+def test_state_lies_below_the_home_and_nothing_is_told_to_others(home: Home) -> None:
+    found = prefect_server.environment(home, {})
+    assert str(home.prefect) in found["PREFECT_API_DATABASE_CONNECTION_URL"]
+    assert found["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
+    assert prefect_server.environment(home, {"PREFECT_HOME": "/mine"})["PREFECT_HOME"] == "/mine"
+
+
+def test_the_spec_runs_us_with_the_home_it_is_for(home: Home) -> None:
+    spec = prefect_server.server_spec(home, 4300, dict(os.environ))
+    assert spec.argv[0] == sys.executable
+    assert spec.environment["FLEXINFER_HOME"] == str(home.root)
+    assert spec.environment["FLEXINFER_PREFECT__PORT"] == "4300"
+    assert spec.lifeline
+    assert Path(spec.cwd) == home.root
