@@ -15,7 +15,7 @@ from flexinfer.oci import BlobWriter, Digest, parse_digest
 from flexinfer.oci.layout_target import in_thread
 from flexinfer.store import Store
 from flexinfer_pipelines.plan import Plan, source_reference
-from flexinfer_pipelines.sources import Source, SourceFile
+from flexinfer_pipelines.sources import Resolved, Source, SourceFile
 from flexinfer_pipelines.steps import Context
 
 log = get_logger(__name__)
@@ -44,7 +44,7 @@ async def fetch(context: Context, plan: Plan, source: Source) -> tuple[Fetched, 
         return here
     found: list[Fetched] = []
     for file in plan.files:
-        one = await _file(context, plan, source, file)
+        one = await fetch_file(context, plan.source, source, file)
         if one is not None:
             found.append(one)
     await source.finish(plan.source)
@@ -73,8 +73,11 @@ def kept(store: Store, plan: Plan) -> tuple[Fetched, ...] | None:
         return None
 
 
-async def _file(context: Context, plan: Plan, source: Source, file: SourceFile) -> Fetched | None:
-    what = f"{plan.source.uri}: {file.path}"
+async def fetch_file(
+    context: Context, resolved: Resolved, source: Source, file: SourceFile
+) -> Fetched | None:
+    """Return one file of *resolved*, in the store; None for an optional one that is not there. Raises as `fetch`."""
+    what = f"{resolved.uri}: {file.path}"
     expected = parse_digest(file.digest) if file.digest.startswith("sha256:") else None
 
     known = file.size
@@ -84,7 +87,7 @@ async def _file(context: Context, plan: Plan, source: Source, file: SourceFile) 
         known = total if total is not None else known
         context.progress.moved("fetch", done, known, file.path)
 
-    local = source.local_path(plan.source, file)
+    local = source.local_path(resolved, file)
     if local is not None:
         digest = await in_thread(
             context.store.ingest_file, local, expected=expected, on_progress=moved
@@ -94,14 +97,14 @@ async def _file(context: Context, plan: Plan, source: Source, file: SourceFile) 
         )
     for attempt in range(1, _TRIES + 1):
         writer = context.store.writer(
-            key=f"{plan.source.identity}!{file.inner or file.path}",
+            key=f"{resolved.identity}!{file.inner or file.path}",
             expected=expected,
             expected_size=file.size,
         )
         try:
             await in_thread(writer.__enter__)
             if writer.done is None:
-                await _pour(plan, source, file, writer, moved)
+                await _pour(resolved, source, file, writer, moved)
             done = await in_thread(writer.commit)
             return Fetched(path=file.path, digest=done.digest, size=done.size)
         except NotFound:
@@ -123,7 +126,7 @@ async def _file(context: Context, plan: Plan, source: Source, file: SourceFile) 
 
 
 async def _pour(
-    plan: Plan, source: Source, file: SourceFile, writer: BlobWriter, moved: Any
+    resolved: Resolved, source: Source, file: SourceFile, writer: BlobWriter, moved: Any
 ) -> None:
     """Stream the file into *writer*: the next piece is made while the last one is hashed and written."""
     blob = _GitBlob(file)
@@ -132,7 +135,7 @@ async def _pour(
         await in_thread(writer.restart)
     held = writer.offset
     pending: asyncio.Future[None] | None = None
-    stream = source.open(plan.source, file, offset=held, moved=moved)
+    stream = source.open(resolved, file, offset=held, moved=moved)
     try:
         async with aclosing(stream) as chunks:
             async for chunk in chunks:
@@ -148,7 +151,7 @@ async def _pour(
         if pending is not None:
             await asyncio.wait([pending])
             pending.exception()
-    blob.check(f"{plan.source.uri}: {file.path}")
+    blob.check(f"{resolved.uri}: {file.path}")
 
 
 def _take(writer: BlobWriter, blob: _GitBlob, chunk: bytes) -> None:

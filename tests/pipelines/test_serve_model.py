@@ -1,0 +1,144 @@
+"""From a source to a Model file, and how it is told that it answers."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from flexinfer.errors import Conflict, InvalidInput, Unavailable
+from flexinfer.places import Home
+from flexinfer.process import SingleInstance
+from flexinfer.resources.document import parse_document
+from flexinfer.resources.model import Model
+from flexinfer.settings import Settings
+from flexinfer_pipelines import serve_model
+from flexinfer_pipelines.serve_model import Served, show_or_become_up, write_model
+from flexinfer_pipelines.target import parse_target
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("smollm2/q8-0", "catalog://smollm2/q8-0"),
+        ("smollm2", "catalog://smollm2"),
+        ("HF://org/repo@main/m.gguf", "hf://org/repo@main/m.gguf"),
+        ("/models/mine.gguf", "file:///models/mine.gguf"),
+        ("/models/../m/mine.gguf", "file:///m/mine.gguf"),
+    ],
+)
+def test_a_target_is_an_entry_a_source_or_a_file(text: str, expected: str) -> None:
+    assert str(parse_target(text)) == expected
+
+
+def test_a_relative_file_is_meant_from_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for text in ("mine.gguf", "./mine.gguf"):
+        assert str(parse_target(text)) == f"file://{tmp_path}/mine.gguf"
+
+
+@pytest.mark.parametrize("text", ["", "what is this", "UPPER/case", "a/b/c", "xyz://a"])
+def test_anything_else_is_refused(text: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        parse_target(text)
+    assert caught.value.code == "source_invalid"
+
+
+def test_the_model_file_is_a_valid_model(tmp_path: Path, home: Home) -> None:
+    found = write_model(f"{tmp_path}/My Model (v2).gguf", "", home, Settings())
+    assert found.is_new
+    path = Path(found.path)
+    assert path == home.models / f"{found.name}.yaml"
+    model = parse_document(Model, path.read_text(), str(path))
+    assert model.metadata.name == found.name == "my-model-v2"
+    assert model.spec.source == f"file://{tmp_path}/My Model (v2).gguf"
+    assert [one.name for one in home.models.iterdir()] == [path.name]
+
+
+def test_the_same_again_changes_nothing(tmp_path: Path, home: Home) -> None:
+    source = f"{tmp_path}/mine.gguf"
+    first = write_model(source, "", home, Settings())
+    Path(first.path).write_text(Path(first.path).read_text() + "# edited\n")
+    assert not write_model(source, "", home, Settings()).is_new
+    assert "# edited" in Path(first.path).read_text()
+
+
+def test_a_name_that_serves_something_else_is_not_taken_over(tmp_path: Path, home: Home) -> None:
+    first = write_model(f"{tmp_path}/mine.gguf", "", home, Settings())
+    before = Path(first.path).read_bytes()
+    with pytest.raises(Conflict, match="--name") as caught:
+        write_model(f"{tmp_path}/other/mine.gguf", "", home, Settings())
+    assert caught.value.code == "model_exists"
+    assert Path(first.path).read_bytes() == before
+    other = write_model(f"{tmp_path}/other/mine.gguf", "Mine Too", home, Settings())
+    assert other.name == "mine-too"
+
+
+def test_a_broken_file_of_that_name_is_not_overwritten(tmp_path: Path, home: Home) -> None:
+    (home.models / "mine.yaml").write_text("spec: [")
+    with pytest.raises(Conflict):
+        write_model(f"{tmp_path}/mine.gguf", "", home, Settings())
+
+
+def test_a_catalog_entry_is_bound_by_its_variant(home: Home) -> None:
+    found = write_model("smollm2-135m-instruct", "", home, Settings())
+    tree = yaml.safe_load(Path(found.path).read_text())
+    assert tree["spec"]["source"] == "catalog://smollm2-135m-instruct/q8-0"
+
+
+@pytest.fixture
+def router() -> Iterator[SimpleNamespace]:
+    """A router that lists `mine` from the third look on."""
+    state = SimpleNamespace(looks=0, url="", keys=[])
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            state.looks += 1
+            state.keys.append(self.headers.get("authorization"))
+            listed = [{"id": "mine"}] if state.looks > 2 else []
+            body = json.dumps({"data": listed}).encode()
+            self.send_response(200)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    state.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    yield state
+    server.shutdown()
+    server.server_close()
+
+
+def test_where_up_runs_the_model_is_shown_when_it_is_listed(
+    home: Home, router: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = Settings.model_validate({"serve": {"api_keys": ["fxi_key"]}})
+    with SingleInstance.acquire(home.run / "up.lock", {"what": "up", "address": router.url}):
+        show_or_become_up(Served(name="mine", path="mine.yaml", is_new=True), home, settings)
+    shown = capsys.readouterr().out
+    assert f"ready {router.url}" in shown
+    assert f"curl -s {router.url}/chat/completions" in shown
+    assert router.looks == 3
+    assert set(router.keys) == {"Bearer fxi_key"}
+
+
+def test_a_model_that_is_never_listed_is_said_so(
+    home: Home, router: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve_model, "_WAIT_S", 0.5)
+    with SingleInstance.acquire(home.run / "up.lock", {"what": "up", "address": router.url}):
+        with pytest.raises(Unavailable, match="'other'") as caught:
+            show_or_become_up(Served(name="other", path="x", is_new=True), home, Settings())
+    assert caught.value.code == "model_not_listed"
