@@ -53,6 +53,26 @@ def test_a_redirect_elsewhere_is_refused_before_it_is_dialled(
     asyncio.run(run())
 
 
+def test_a_redirect_to_a_public_host_that_nobody_allowed_is_not_even_looked_up(
+    http: SimpleNamespace,
+) -> None:
+    looked_up: list[str] = []
+
+    async def resolver(host: str, port: int) -> Sequence[str]:
+        looked_up.append(host)
+        return ("127.0.0.1",)
+
+    async def run() -> None:
+        async with http.serving(http.says(302, location="https://elsewhere.example/x")) as first:
+            named = first.url.replace("127.0.0.1", "mirror.example")
+            async with client(named, resolver=resolver) as asked:
+                with pytest.raises(InvalidInput, match=r"elsewhere\.example"):
+                    await asked.get(named, max_bytes=10)
+        assert looked_up == ["mirror.example"]
+
+    asyncio.run(run())
+
+
 def test_redirects_end(http: SimpleNamespace) -> None:
     async def run() -> None:
         async with http.serving(http.says(302, location="/again")) as server:

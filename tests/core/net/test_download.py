@@ -149,6 +149,15 @@ def test_a_stall_is_noticed_and_resumed(http: SimpleNamespace) -> None:
     assert bytes(found.data) == DATA
 
 
+def test_a_body_without_a_length_that_ends_early_is_resumed(http: SimpleNamespace) -> None:
+    async def short(asked: Any, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 x\r\nconnection: close\r\n\r\n" + DATA[:100_000])
+
+    found = fetch(http, short, http.file(DATA), size=len(DATA))
+    assert bytes(found.data) == DATA
+    assert found.asked[1].headers["range"] == "bytes=100000-"
+
+
 def test_a_size_that_differs_from_the_announced_one_is_refused(http: SimpleNamespace) -> None:
     found = fetch(http, http.file(DATA), size=len(DATA) - 1)
     assert found.error is not None
