@@ -179,6 +179,20 @@ def test_a_request_before_the_stop_takes_the_replica_back(drive: Drive) -> None:
     assert drive.only().id == replica.id
 
 
+def test_one_request_takes_one_of_two_replicas_back(drive: Drive) -> None:
+    drive.cluster.put(make_model(serverless={"maxReplicas": 2, "idleTimeout": "60s"}))
+    first = drive.woken()
+    drive.clock.advance(5)
+    drive.want(3, in_flight={first.id: 4}, oldest_wait_s=2)
+    drive.settle()
+    drive.cluster.ready(next(one.id for one in drive.replicas() if one.id != first.id))
+    drive.want(0, idle_s=0, ttl_s=500)
+    drive.want(0, router="r2", ttl_s=500)
+    assert [kind for kind, _ in drive.kinds(drive.after(60))] == ["Drain", "Drain"]
+    drive.want(1, ttl_s=500)
+    assert [type(one) for one in drive.settle()] == [Undrain]
+
+
 def test_a_stop_planned_before_a_request_came_is_refused(drive: Drive) -> None:
     drained(drive)
     drive.want(0, idle_s=60, ttl_s=500)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ from flexinfer_operator.local.logs import MAX_LOGS, newest_log, prune_logs
 from flexinfer_operator.local.machine import share, usable_cpus, usable_memory_bytes
 from flexinfer_operator.local.models import ModelFiles
 from flexinfer_operator.local.progress import Progress
+from flexinfer_operator.local.replica import checked_out
 from flexinfer_operator.testing.world import write_file
 
 # Files
@@ -246,6 +249,38 @@ def test_a_backend_that_is_not_there_is_a_fault() -> None:
 def test_without_an_artifact_all_endpoints_are_assumed() -> None:
     facts = engine_facts(lookup, ModelSpec(source="file:///m.gguf"), None)
     assert set(facts.endpoints) == {"chat/completions", "completions", "embeddings"}
+
+
+class SlowStore:
+    """A store whose checkout takes until it is let go."""
+
+    def __init__(self) -> None:
+        self.begun, self.go = threading.Event(), threading.Event()
+        self.closed = 0
+
+    def checkout(self, digest: str) -> SlowStore:
+        self.begun.set()
+        assert self.go.wait(20)
+        return self
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def test_a_start_given_up_during_the_checkout_gives_its_lease_back() -> None:
+    store = SlowStore()
+
+    async def scene() -> None:
+        work = asyncio.ensure_future(checked_out(store, "sha256:" + "0" * 64))  # type: ignore[arg-type]
+        await asyncio.to_thread(store.begun.wait, 20)
+        work.cancel()
+        await asyncio.sleep(0)
+        store.go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await work
+
+    asyncio.run(scene())
+    assert store.closed == 1
 
 
 # The command line

@@ -139,6 +139,12 @@ def test_a_name_that_is_gone_leaves_the_pinned_digest_serving(play: Play) -> Non
         status = await world.phase("tiny", "Idle")
         assert status.artifact is not None
         Store(world.home.store).untag(status.artifact.reference)
+        source = f"file://{world.home.work}/tiny.gguf"
+        write_file(world.home, "tiny", source=source, aliases=["seen"])
+        await world.until(
+            "another look",
+            lambda p: (v := view_of(p)) is not None and v.model.spec.aliases == ("seen",),
+        )
         await wake(world)
         (replica,) = await world.ready("tiny")
         assert replica.digest == status.artifact.digest
@@ -269,6 +275,24 @@ def test_a_build_that_fails_is_shown_with_its_last_words(play: Play) -> None:
         assert view is not None and view.status is not None and view.status.phase == "Pending"
 
     play(scene, build=fails)
+
+
+def test_a_build_ends_with_the_operator(play: Play, home: Home) -> None:
+    mark = home.work / "pid"
+
+    def lasts(source: str) -> tuple[str, ...]:
+        program = (
+            f"import os, time; open({str(mark)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+        )
+        return (sys.executable, "-c", program)
+
+    async def scene(world: LocalWorld) -> None:
+        write_file(world.home, "tiny", source=f"file://{world.home.work}/none.gguf")
+        await world.until("the build", lambda _: mark.exists() and bool(mark.read_text()))
+
+    play(scene, build=lasts)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(mark.read_text()), 0)
 
 
 # state.db

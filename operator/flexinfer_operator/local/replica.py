@@ -280,7 +280,7 @@ async def _life(replica: Replica, order: Order) -> None:
         replica.enter(Substage.INITIALIZING)
         python = await means.tools.ensure(launch.tool)
     began_s = clock.now_s()
-    checkout = await _checked_out(means.store, parse_digest(order.digest))
+    checkout = await checked_out(means.store, parse_digest(order.digest))
     replica.hold(checkout)
     replica.phases["verify"] = clock.now_s() - began_s
     began_s = clock.now_s()
@@ -309,7 +309,7 @@ async def _life(replica: Replica, order: Order) -> None:
     await _watched(replica, running, started_s=started_s)
 
 
-async def _checked_out(store: Store, digest: Digest) -> Checkout:
+async def checked_out(store: Store, digest: Digest) -> Checkout:
     """Return the lease. Cancelled, it still waits for the thread, and gives the lease back."""
     work = asyncio.ensure_future(asyncio.to_thread(store.checkout, digest))
     try:

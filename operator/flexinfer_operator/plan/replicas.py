@@ -232,7 +232,6 @@ def _is_idle(facts: Facts, replica: ReplicaView, now_s: float) -> bool:
     return (
         replica.state == "ready"
         and not facts.demand.is_busy
-        and facts.minimum == 0
         and _idle_at_s(facts, replica, is_last=True) <= now_s
     )
 
