@@ -29,18 +29,18 @@ class Built:
 
 
 def find_built(store: Store, plan: Plan, key: str, checks: Validate) -> Built | None:
-    """Return the artifact of *key* if it is there; None if there is something to do. Moves and hashes nothing.
+    """Return the artifact of *key* if it is there; None if there is something to do. Moves nothing.
 
-    Every layer must be there, and some evidence must hold all that *checks* ask for. Its variant's name is set
-    again where a crash came before that.
+    Every layer must be there and whole (its stamp tells; what was touched is hashed), and some evidence must hold
+    all that *checks* ask for. Its variant's name is set again where a crash came before that.
     """
     try:
         manifest = store.resolve(build_reference(plan, key))
         parsed = store.manifest(manifest.digest)
         if parsed.annotations.get(ANNOTATION_BUILD_KEY) != key:
             return None
-        if not all(store.has(layer.digest, layer.size) for layer in parsed.layers):
-            return None
+        for layer in parsed.layers:
+            store.ensure_verified(layer.digest, what=f"artifact {manifest.digest}")
         found = describe(store, plan, manifest, checks)
     except (NotFound, IntegrityError):
         return None

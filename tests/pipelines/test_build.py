@@ -213,6 +213,23 @@ def test_a_lost_weight_file_is_made_again(
     assert context.store.has(file.digest)
 
 
+def test_a_flipped_byte_is_found_and_made_again(
+    tooled_home: Home, make_context: Make, make_entry: Any, tiny_file: Path, watch: Any
+) -> None:
+    entry = make_entry(f"file://{tiny_file}", Q8)
+    context = make_context(tooled_home)
+    first = run(context, entry, watch)
+    (file,) = context.store.artifact(Digest(first.digest)).files
+    path = context.store.path(file.digest)
+    good = path.read_bytes()
+    path.chmod(0o600)
+    path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    assert already_built(context, entry, entry.default_variant) is None
+    assert run(context, entry, watch).digest == first.digest
+    assert path.read_bytes() == good
+    assert len(context.store.quarantined()) == 1
+
+
 def test_a_file_that_states_another_licence_is_not_published(
     tooled_home: Home, make_context: Make, make_entry: Any, tiny_file: Path, watch: Any
 ) -> None:

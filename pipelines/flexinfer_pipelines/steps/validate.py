@@ -51,6 +51,7 @@ async def validate(
             folder=folder / "engine",
             clock=context.clock,
             nice=context.child_nice,
+            on_line=lambda line: context.progress.moved("validate", 0, None, line[-80:]),
         )
         async with bench:
             result = await _measure(context, plan, checks, bench, candidate, base)

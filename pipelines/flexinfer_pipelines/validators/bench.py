@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -74,7 +74,17 @@ class Bench:
     Asking for the subject that runs already, at the same context, gives the same session.
     """
 
-    def __init__(self, *, home: Home, folder: Path, clock: Clock, nice: int) -> None:
+    def __init__(
+        self,
+        *,
+        home: Home,
+        folder: Path,
+        clock: Clock,
+        nice: int,
+        on_line: Callable[[str], None],
+    ) -> None:
+        """*on_line* hears what is installed, where the engine's tool environment is not there yet."""
+        self._on_line = on_line
         self._home = home
         self._folder = folder
         self._clock = clock
@@ -117,7 +127,7 @@ class Bench:
             return self._now[2]
         await self._stop()
         if self._python is None:
-            self._python = await self._tool.ensure_async(self._home, on_line=lambda _: None)
+            self._python = await self._tool.ensure_async(self._home, on_line=self._on_line)
         launch = self._engine.launch(
             _config(context_tokens), _artifact(subject), Resources(threads=_cores(), memory_bytes=0)
         )
