@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 
 from flexinfer.clock import SystemClock
 from flexinfer.places import Home
@@ -14,6 +15,7 @@ from flexinfer_pipelines import prefect_server
 from flexinfer_pipelines.steps import Progress
 
 DEPLOYMENT = "build"
+_FLUSH_S = 5.0
 
 
 async def run(
@@ -37,8 +39,11 @@ async def run(
 
         await end_orphans(home)
         watcher.set(progress)
-        found: str = await build_flow(target, rebuild)
-        return found
+        try:
+            found: str = await build_flow(target, rebuild)
+            return found
+        finally:
+            await _tell_the_rest()
 
 
 async def serve(home: Home, settings: Settings, environ: Mapping[str, str]) -> None:
@@ -68,6 +73,17 @@ async def serve(home: Home, settings: Settings, environ: Mapping[str, str]) -> N
 
 async def _api(home: Home, settings: Settings, environ: Mapping[str, str]) -> prefect_server.Found:
     return await prefect_server.wait_for(home, settings, environ, SystemClock())
+
+
+async def _tell_the_rest() -> None:
+    """Send what Prefect has queued of this run, before a server that was started for it ends."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogHandler
+
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_FLUSH_S):
+            await APILogHandler.aflush()
+            await EventsWorker.drain_all(at_exit=False)  # type: ignore[misc]  # awaitable within a loop
 
 
 def _tell(home: Home, api: prefect_server.Found) -> None:
