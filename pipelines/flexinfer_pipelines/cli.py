@@ -16,6 +16,7 @@ import typer
 from flexinfer import log
 from flexinfer.clock import SystemClock
 from flexinfer.places import Home
+from flexinfer.process import watch_lifeline
 from flexinfer.settings import Settings, load, setting_files
 from flexinfer.units import format_bytes
 
@@ -75,9 +76,10 @@ def run(
     from flexinfer_pipelines import serve_model
 
     home, settings = _start()
-    with _logging(home, settings, quiet=False):
-        _build(source, home, settings, quiet=False, rebuild=False)
-        model = serve_model.write_model(source, name, home, settings)
+    log.configure(settings.log)
+    # In a process of its own: `up`, which this one may become, must not inherit a build's low priority.
+    _until_signal(serve_model.build(source, home, os.environ))
+    model = serve_model.write_model(source, name, home, settings)
     serve_model.show_or_become_up(model, home, settings)
 
 
@@ -216,7 +218,7 @@ def _shown(store: Any, reference: str, digest: str, *, is_new: bool) -> dict[str
 
 
 def _until_signal(work: Any) -> Any:
-    """Run *work*; SIGTERM cancels it as Ctrl-C does, so that what it started is ended."""
+    """Run *work*; SIGTERM, or the end of who started us, cancels it as Ctrl-C does: what it started is ended."""
     import signal
 
     async def guarded() -> Any:
@@ -224,6 +226,7 @@ def _until_signal(work: Any) -> Any:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, task.cancel)
+        watch_lifeline(loop, task.cancel)
         return await task
 
     try:

@@ -6,7 +6,9 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,7 +17,7 @@ import yaml
 from flexinfer.catalog.binding import slug
 from flexinfer.errors import Conflict, Unavailable
 from flexinfer.places import Home
-from flexinfer.process import holder
+from flexinfer.process import ProcessSpec, holder, start
 from flexinfer.settings import Settings
 from flexinfer_pipelines.target import find_target, parse_target
 
@@ -31,6 +33,30 @@ class Served:
     name: str
     path: str
     is_new: bool
+
+
+async def build(source: str, home: Home, environ: Mapping[str, str]) -> None:
+    """Run `flexinfer build` for *source*, drawing on this terminal.
+
+    Raises:
+        SystemExit: it failed, and has said why.
+    """
+    parse_target(source)  # said by us, in one line, before anything starts
+    child = await start(
+        ProcessSpec(
+            name="build",
+            argv=(sys.executable, "-P", "-m", "flexinfer", "build", source),
+            environment={**environ, "FLEXINFER_HOME": str(home.root)},
+            cwd=Path.cwd(),
+            inherit_output=True,
+        )
+    )
+    try:
+        code = await child.wait()
+    finally:
+        await child.stop()
+    if code != 0:
+        raise SystemExit(code if code > 0 else 1)
 
 
 def write_model(source: str, name: str, home: Home, settings: Settings) -> Served:

@@ -221,3 +221,12 @@ async def _served(spec: ProcessSpec, client: httpx.Client, lost: str) -> None:
             assert client.get(f"/flow_runs/{made['id']}").json()["name"] == "build tiny/q8-0"
     finally:
         await child.stop(10.0)
+
+
+def test_run_with_what_cannot_be_built_writes_no_model(place: Place) -> None:
+    for source in ("what is this", "./no-such.gguf"):
+        done = place.flexinfer("run", source)
+        assert done.returncode in (2, 4)
+        assert "error[" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert not list(place.home.models.glob("*.yaml"))

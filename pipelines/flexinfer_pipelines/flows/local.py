@@ -9,7 +9,6 @@ from contextlib import suppress
 
 from flexinfer.clock import SystemClock
 from flexinfer.places import Home
-from flexinfer.process import watch_lifeline
 from flexinfer.settings import Settings
 from flexinfer_pipelines import prefect_server
 from flexinfer_pipelines.steps import Progress
@@ -48,10 +47,6 @@ async def run(
 
 async def serve(home: Home, settings: Settings, environ: Mapping[str, str]) -> None:
     """Serve the flow's deployment until told to stop: what the UI and `prefect deployment run` start."""
-    loop = asyncio.get_running_loop()
-    me = asyncio.current_task()
-    assert me is not None
-    watch_lifeline(loop, me.cancel)
     api = await _api(home, settings, environ)
     _tell(home, api)
     from prefect import aserve
