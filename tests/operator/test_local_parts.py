@@ -36,6 +36,7 @@ from flexinfer_operator.local.machine import share, usable_cpus, usable_memory_b
 from flexinfer_operator.local.models import ModelFiles
 from flexinfer_operator.local.progress import Progress
 from flexinfer_operator.local.replica import checked_out
+from flexinfer_operator.local.ticking import OwnReading, with_ticks
 from flexinfer_operator.testing.world import write_file
 
 # Files
@@ -281,6 +282,42 @@ def test_a_start_given_up_during_the_checkout_gives_its_lease_back() -> None:
 
     asyncio.run(scene())
     assert store.closed == 1
+
+
+def test_what_reads_is_moving_and_what_waits_is_not(tmp_path: Path) -> None:
+    io = tmp_path / "io"
+    io.write_text("rchar: 100\nwchar: 5\n")
+    reading = OwnReading(io)
+    io.write_text("rchar: 70100\nwchar: 99999999\n")
+    assert not reading.moved()
+    io.write_text("rchar: 5070100\n")
+    assert reading.moved()
+    assert not reading.moved()
+    io.unlink()
+    assert reading.moved()
+
+
+def test_ticks_come_until_the_work_is_done_and_then_no_more() -> None:
+    ticks: list[int] = []
+
+    async def scene() -> str:
+        enough = asyncio.Event()
+
+        async def work() -> str:
+            await enough.wait()
+            return "done"
+
+        def tick() -> None:
+            ticks.append(1)
+            if len(ticks) == 3:
+                enough.set()
+
+        found = await with_ticks(work(), tick, every_s=0.001)
+        assert len(asyncio.all_tasks()) == 1
+        return found
+
+    assert asyncio.run(scene()) == "done"
+    assert len(ticks) >= 3
 
 
 # The command line

@@ -28,6 +28,7 @@ from flexinfer.process import UNKNOWN_EXIT, LogReader
 from flexinfer.resources.model import Model
 from flexinfer.store import Checkout, Store
 from flexinfer_operator.local.progress import Progress
+from flexinfer_operator.local.ticking import OwnReading, with_ticks
 from flexinfer_operator.local.tools import Tools
 from flexinfer_operator.plan.view import Crash, Draining, ReplicaState
 
@@ -231,6 +232,10 @@ class Replica:
         if self.progress.enters(substage.value, now_s=self.means.clock.now_s()):
             self.listener.replica_changed(self)
 
+    def moved(self) -> None:
+        """Note that the load moves, at what it is at."""
+        self.progress.at_s = self.means.clock.now_s()
+
     def become_ready(self) -> None:
         if self.state != "loading":
             return
@@ -278,9 +283,18 @@ async def _life(replica: Replica, order: Order) -> None:
     python = means.tools.ready(launch.tool)
     if python is None:
         replica.enter(Substage.INITIALIZING)
-        python = await means.tools.ensure(launch.tool)
+        # Its steps have limits of their own, and a package index may be silent for long.
+        python = await with_ticks(means.tools.ensure(launch.tool), replica.moved)
     began_s = clock.now_s()
-    checkout = await checked_out(means.store, parse_digest(order.digest))
+    reading = OwnReading()
+
+    def verifying() -> None:
+        replica.enter(Substage.VERIFYING)
+        if reading.moved():
+            replica.moved()
+
+    digest = parse_digest(order.digest)
+    checkout = await with_ticks(checked_out(means.store, digest), verifying)
     replica.hold(checkout)
     replica.phases["verify"] = clock.now_s() - began_s
     began_s = clock.now_s()

@@ -1,0 +1,57 @@
+"""Steps of a start that have no process of their own to watch: look meanwhile whether they move."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_EVERY_S = 0.5
+# Between two looks. Hashing reads a hundred times that; what the loop reads for itself is far below it.
+_MOVED_BYTES = 1024 * 1024
+_OWN_IO = Path("/proc/self/io")
+
+
+async def with_ticks(
+    work: Awaitable[T], tick: Callable[[], None], *, every_s: float = _EVERY_S
+) -> T:
+    """Await *work* and call *tick* again and again until it is done, the first time after *every_s*."""
+    ticking = asyncio.create_task(_ticks(tick, every_s))
+    try:
+        return await work
+    finally:
+        ticking.cancel()
+        with suppress(asyncio.CancelledError):
+            await ticking
+
+
+class OwnReading:
+    """Whether this process reads much: it verifies, in a thread, bytes that were touched."""
+
+    def __init__(self, io: Path = _OWN_IO) -> None:
+        self._io = io
+        self._bytes = self._read()
+
+    def moved(self) -> bool:
+        """Return whether it read a lot since the last call. Where the system does not tell, it did."""
+        before, self._bytes = self._bytes, self._read()
+        if before is None or self._bytes is None:
+            return True
+        return self._bytes - before >= _MOVED_BYTES
+
+    def _read(self) -> int | None:
+        try:
+            lines = self._io.read_text("ascii").splitlines()
+        except OSError:
+            return None
+        return next((int(line[6:]) for line in lines if line.startswith("rchar:")), None)
+
+
+async def _ticks(tick: Callable[[], None], every_s: float) -> None:
+    while True:
+        await asyncio.sleep(every_s)
+        tick()
