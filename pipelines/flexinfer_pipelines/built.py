@@ -8,10 +8,12 @@ from flexinfer.artifact import ANNOTATION_BUILD_KEY, PREDICATE_TEST_RESULT
 from flexinfer.artifact.evidence import parse_test_result
 from flexinfer.errors import IntegrityError, NotFound
 from flexinfer.oci import Descriptor
-from flexinfer.resources.entry import Validate
+from flexinfer.resources.entry import CatalogEntry, Validate, Variant
 from flexinfer.store import Store
-from flexinfer_pipelines.plan import Plan, build_reference
-from flexinfer_pipelines.steps.validate import still_passes
+from flexinfer_pipelines.plan import Plan, build_key, build_reference
+from flexinfer_pipelines.steps import Context
+from flexinfer_pipelines.steps.resolve import recalled
+from flexinfer_pipelines.validators.judging import still_passes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +28,15 @@ class Built:
     is_new: bool
     """False: it was there before."""
     measurements: dict[str, float | int | str | bool]
+
+
+def already_built(context: Context, entry: CatalogEntry, variant: Variant) -> Built | None:
+    """Return the artifact if it is in the store and nothing has to be asked to know so."""
+    plan = recalled(context, entry, variant)
+    key = build_key(plan) if plan is not None else None
+    if plan is None or key is None:
+        return None
+    return find_built(context.store, plan, key, variant.checks)
 
 
 def find_built(store: Store, plan: Plan, key: str, checks: Validate) -> Built | None:

@@ -137,7 +137,7 @@ def _build(
     target: str, home: Home, settings: Settings, *, quiet: bool, rebuild: bool
 ) -> dict[str, Any]:
     from flexinfer.store import Store
-    from flexinfer_pipelines.sequence import already_built
+    from flexinfer_pipelines.built import already_built
     from flexinfer_pipelines.show import progress_for
     from flexinfer_pipelines.steps import Context, Unwatched
     from flexinfer_pipelines.target import find_target

@@ -44,15 +44,6 @@ class Stage(Protocol):
     async def __call__(self, name: str, work: Callable[[], Awaitable[T]]) -> T: ...
 
 
-def already_built(context: Context, entry: CatalogEntry, variant: Variant) -> Built | None:
-    """Return the artifact if it is in the store and nothing has to be asked to know so."""
-    plan = recalled(context, entry, variant)
-    key = build_key(plan) if plan is not None else None
-    if plan is None or key is None:
-        return None
-    return find_built(context.store, plan, key, variant.checks)
-
-
 async def build(
     context: Context,
     entry: CatalogEntry,

@@ -15,9 +15,9 @@ from flexinfer.artifact import PREDICATE_TEST_RESULT
 from flexinfer.errors import FlexInferError, InvalidInput, QualityError
 from flexinfer.oci import Digest
 from flexinfer.places import Home
-from flexinfer_pipelines.built import Built
+from flexinfer_pipelines.built import Built, already_built
 from flexinfer_pipelines.journal import Journal
-from flexinfer_pipelines.sequence import already_built, build, remove_stale
+from flexinfer_pipelines.sequence import build, remove_stale
 from flexinfer_pipelines.steps import Context
 
 Make = Callable[..., Context]

@@ -132,7 +132,7 @@ def test_a_second_build_starts_no_run_and_imports_no_prefect(
     assert done.stdout.strip() == built["digest"]
     assert "already built tiny:q8-0" in done.stderr
     imported = [line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if "|" in line]
-    assert "flexinfer_pipelines.sequence" in imported
+    assert "flexinfer_pipelines.built" in imported
     assert not [name for name in imported if name.split(".")[0] == "prefect"]
     assert len(place.read("flow_runs")) == before
 

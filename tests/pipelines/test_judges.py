@@ -8,8 +8,8 @@ import pytest
 
 from flexinfer.artifact import evidence
 from flexinfer.resources.entry import Validate
-from flexinfer_pipelines.steps.validate import still_passes, validators
 from flexinfer_pipelines.validators.divergence import Divergence
+from flexinfer_pipelines.validators.judging import still_passes, validators
 from flexinfer_pipelines.validators.smoke import Smoke, agrees
 from flexinfer_pipelines.validators.structure import Structure
 

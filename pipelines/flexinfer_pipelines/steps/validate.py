@@ -16,8 +16,9 @@ from flexinfer_pipelines.plan import Plan
 from flexinfer_pipelines.steps import Context
 from flexinfer_pipelines.steps.inspect import Inspected
 from flexinfer_pipelines.steps.quantize import Quantized
-from flexinfer_pipelines.validators import VALIDATORS, Number, Subject, Validator
+from flexinfer_pipelines.validators import Number, Subject
 from flexinfer_pipelines.validators.bench import Bench
+from flexinfer_pipelines.validators.judging import validators
 
 log = get_logger(__name__)
 
@@ -57,23 +58,6 @@ async def validate(
             result = await _measure(context, plan, checks, bench, candidate, base)
     _report(plan, result)
     return result
-
-
-def validators(checks: Validate, *, is_copy: bool) -> tuple[Validator, ...]:
-    """Return the validators that *checks* ask for, cheap ones first."""
-    found = [VALIDATORS.get(name)() for name in VALIDATORS.names()]
-    asked = [one for one in found if one.is_asked(checks, is_copy=is_copy)]
-    return tuple(sorted(asked, key=lambda one: one.order))
-
-
-def still_passes(result: TestResult, checks: Validate, *, is_copy: bool) -> bool:
-    """Return whether what was measured before is all that *checks* ask for, and good enough. Pure."""
-    for validator in validators(checks, is_copy=is_copy):
-        if not any(name.startswith(f"{validator.name}.") for name in result.measurements):
-            return False
-        if not validator.judge(_own(validator, result.measurements), checks).passes:
-            return False
-    return result.result == "PASSED"
 
 
 async def _measure(
@@ -140,11 +124,6 @@ def _configuration(plan: Plan) -> tuple[Mapping[str, object], ...]:
         },
         {"name": f"quantizer {recipe.format}", "digest": {"sha256": recipe.program}},
     )
-
-
-def _own(validator: Validator, measurements: Mapping[str, Number]) -> dict[str, Number]:
-    prefix = f"{validator.name}."
-    return {name: value for name, value in measurements.items() if name.startswith(prefix)}
 
 
 def _subject(quantized: Quantized) -> Subject:

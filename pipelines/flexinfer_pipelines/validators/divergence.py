@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from flexinfer.artifact.evidence import KL_LOWER_BOUND, SAME_TOP
 from flexinfer.engine import Endpoint
 from flexinfer.errors import ProcessFailed
 from flexinfer.resources.entry import Validate
 from flexinfer_pipelines.validators import Measurements, Subject, Validator, Verdict
-from flexinfer_pipelines.validators.bench import Bench, Session
 from flexinfer_pipelines.validators.contexts import divergence_contexts
 from flexinfer_pipelines.validators.kl import mean_lower_bound, same_top_rate
+
+if TYPE_CHECKING:
+    from flexinfer_pipelines.validators.bench import Bench, Session
 
 _TOP = 40
 _LEAST_CONTEXTS = 24

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from flexinfer.engine import Endpoint
 from flexinfer.resources.entry import Validate
 from flexinfer_pipelines.validators import Measurements, Subject, Validator, Verdict
-from flexinfer_pipelines.validators.bench import Bench
 from flexinfer_pipelines.validators.contexts import SMOKE_PROMPTS
+
+if TYPE_CHECKING:
+    from flexinfer_pipelines.validators.bench import Bench
 
 _SMALL, _LARGE = 512, 2048
 

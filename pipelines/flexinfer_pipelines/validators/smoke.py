@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from flexinfer.engine import Endpoint
 from flexinfer.resources.entry import Validate
 from flexinfer_pipelines.validators import Measurements, Number, Subject, Validator, Verdict
-from flexinfer_pipelines.validators.bench import Bench, Session
 from flexinfer_pipelines.validators.contexts import SMOKE_PROMPTS
+
+if TYPE_CHECKING:
+    from flexinfer_pipelines.validators.bench import Bench, Session
 
 _MAX_TOKENS = 24
 # Of three prompts two: greedy answers of small models change with the last bit of a weight.

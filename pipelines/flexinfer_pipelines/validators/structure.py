@@ -7,12 +7,14 @@ import asyncio
 import math
 import struct
 from collections.abc import Iterator
-from typing import BinaryIO, ClassVar
+from typing import TYPE_CHECKING, BinaryIO, ClassVar
 
 from flexinfer.formats.gguf import GgufHeader, TensorInfo, read_header
 from flexinfer.resources.entry import Validate
 from flexinfer_pipelines.validators import Measurements, Subject, Validator, Verdict
-from flexinfer_pipelines.validators.bench import Bench
+
+if TYPE_CHECKING:
+    from flexinfer_pipelines.validators.bench import Bench
 
 # Where in a block of each type its half-precision scales are: (bytes of a block, offsets of the scales).
 _SCALES = {
