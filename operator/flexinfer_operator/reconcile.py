@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import suppress
 
 from flexinfer.clock import Clock
 from flexinfer.errors import Conflict, FlexInferError
@@ -56,8 +55,7 @@ class Reconciler:
         finally:
             if coming is not None:
                 coming.cancel()
-                with suppress(asyncio.CancelledError, StopAsyncIteration):
-                    await coming
+                await asyncio.gather(coming, return_exceptions=True)
             closing = getattr(pictures, "aclose", None)
             if closing is not None:
                 await closing()

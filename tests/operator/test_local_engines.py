@@ -296,6 +296,20 @@ def test_starts_are_measured_and_their_estimate_is_told(play: Play, home: Home) 
     play(again)
 
 
+@pytest.mark.parametrize("steps", [0, 1, 2, 3, 5, 8, 13, 30])
+def test_an_engine_stopped_at_any_moment_of_its_start_is_gone(play: Play, steps: int) -> None:
+    async def scene(world: LocalWorld) -> None:
+        await world.put("tiny", serverless={"minReplicas": 1})
+        await world.until("a start", lambda p: bool(replicas_of(p, "tiny")))
+        for _ in range(steps):
+            await asyncio.sleep(0.0005)
+        await world.remove("tiny")
+        async with asyncio.timeout(15):
+            await world.until("forgotten", lambda picture: not picture.models)
+
+    play(scene)
+
+
 def test_closing_ends_every_engine(play: Play, home: Home) -> None:
     found: list[Record] = []
 

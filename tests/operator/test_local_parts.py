@@ -313,11 +313,39 @@ def test_ticks_come_until_the_work_is_done_and_then_no_more() -> None:
                 enough.set()
 
         found = await with_ticks(work(), tick, every_s=0.001)
+        for _ in range(3):
+            await asyncio.sleep(0)
         assert len(asyncio.all_tasks()) == 1
         return found
 
     assert asyncio.run(scene()) == "done"
     assert len(ticks) >= 3
+
+
+@pytest.mark.parametrize("steps", range(8))
+def test_a_cancellation_is_never_lost_whenever_it_comes(steps: int) -> None:
+    async def scene() -> str:
+        done = asyncio.Event()
+
+        async def life() -> str:
+            await with_ticks(done.wait(), lambda: None)
+            await asyncio.Event().wait()
+            return "went on"
+
+        task = asyncio.ensure_future(life())
+        await asyncio.sleep(0)
+        done.set()
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        (ended,) = await asyncio.gather(task, return_exceptions=True)
+        return type(ended).__name__
+
+    async def limited() -> str:
+        async with asyncio.timeout(10):
+            return await scene()
+
+    assert asyncio.run(limited()) == "CancelledError"
 
 
 # The command line

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -148,8 +147,7 @@ class LocalCluster:
         """End routers, builds and engines; bounded by the grace time of engines."""
         if self._looking is not None:
             self._looking.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._looking
+            await asyncio.gather(self._looking, return_exceptions=True)
         await self._routers.close()
         await asyncio.gather(self._builder.close(), self._pool.close())
         await self._client.aclose()

@@ -141,8 +141,7 @@ class Replica:
         """Return when nothing of it is left."""
         for task in (self._stop, self._task):
             if task is not None:
-                with suppress(asyncio.CancelledError):
-                    await asyncio.wait({task})
+                await asyncio.wait({task})
 
     def detach(self) -> None:
         """Leave the process to the next operator: stop watching."""
@@ -298,6 +297,8 @@ async def _life(replica: Replica, order: Order) -> None:
     replica.hold(checkout)
     replica.phases["verify"] = clock.now_s() - began_s
     began_s = clock.now_s()
+    if replica.state == "stopping":  # from here on it is the process that is stopped
+        raise asyncio.CancelledError
     running = await start_engine(
         order.engine,
         launch,

@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable
-from contextlib import suppress
 
 from flexinfer.clock import Clock, SystemClock
 from flexinfer.log import get_logger
@@ -63,8 +62,7 @@ async def run_local(
 async def _end(cluster: LocalCluster, *tasks: asyncio.Task[object]) -> None:
     for task in tasks:
         task.cancel()
-        with suppress(asyncio.CancelledError, Exception):
-            await task
+    await asyncio.gather(*tasks, return_exceptions=True)
     try:
         async with asyncio.timeout(STOP_LIMIT_S):
             await cluster.close()

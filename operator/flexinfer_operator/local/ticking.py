@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,9 +23,8 @@ async def with_ticks(
     try:
         return await work
     finally:
+        # Not awaited: a cancellation of ours that came then would be lost in its.
         ticking.cancel()
-        with suppress(asyncio.CancelledError):
-            await ticking
 
 
 class OwnReading:

@@ -110,8 +110,7 @@ class SimulatedWorld:
     async def __aexit__(self, *_: object) -> None:
         assert self._work is not None
         self._work.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._work
+        await asyncio.gather(self._work, return_exceptions=True)
 
     async def _engines(self) -> None:
         while True:
@@ -186,8 +185,7 @@ class LocalWorld:
     ) -> None:
         for task in reversed(self._tasks):
             task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+            await asyncio.gather(task, return_exceptions=True)
         await self.leave()
         await self._stack.aclose()
 
