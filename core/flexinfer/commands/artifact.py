@@ -17,6 +17,8 @@ from flexinfer.places import Home
 from flexinfer.store import Store, VerifyFailure
 from flexinfer.units import format_bytes
 
+# What builds were made from; kept so that the next variant need not fetch it.
+_SOURCES = "sources/"
 _BUILD_TAG = "build-"
 _MAX_NAMED = 5
 
@@ -39,7 +41,7 @@ def _root() -> None:
 def ls(
     as_json: bool = typer.Option(False, "--json", help="Write JSON instead of a table."),
     everything: bool = typer.Option(
-        False, "--all", help="Also what has no name, or only that of a build."
+        False, "--all", help="Also sources, and what has no name or only that of a build."
     ),
 ) -> None:
     """List the artifacts in the store, one row for each name."""
@@ -180,7 +182,7 @@ def _store() -> Store:
 
 
 def _named(store: Store, everything: bool) -> list[tuple[str, Descriptor]]:
-    """Return the rows to show: each name, but a build's own name only for what has no other."""
+    """Return the rows to show: each name, but a build's own name only for what has no other, and no sources."""
     tags = store.tags()
     if everything:
         named = {descriptor.digest for _, descriptor in tags}
@@ -191,7 +193,8 @@ def _named(store: Store, everything: bool) -> list[tuple[str, Descriptor]]:
         ]
         return [*tags, *rest]
     named = {d.digest for name, d in tags if not _is_build(name)}
-    return [(name, d) for name, d in tags if not _is_build(name) or d.digest not in named]
+    shown = [(name, d) for name, d in tags if not name.startswith(_SOURCES)]
+    return [(name, d) for name, d in shown if not _is_build(name) or d.digest not in named]
 
 
 def _is_build(name: str) -> bool:

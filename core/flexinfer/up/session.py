@@ -90,7 +90,7 @@ class Session:
         try:
             await self._first_build()
             await self._router_ready()
-            self._say_ready()
+            self._say_ready(await self._a_model())
             await self._say_prefect()
             await self._stop.wait()
         finally:
@@ -266,9 +266,21 @@ class Session:
             code="router_not_ready",
         )
 
-    def _say_ready(self) -> None:
+    async def _a_model(self) -> str:
+        """Return a Model that can be tried: the newest that the router lists, else the starter's name."""
+        keys = self.settings.serve.api_keys
+        headers = {"Authorization": f"Bearer {keys[0].get_secret_value()}"} if keys else {}
+        async with _client() as client:
+            with suppress(httpx.HTTPError, ValueError, KeyError, TypeError):
+                listed = (await client.get(f"{self.url}/v1/models", headers=headers)).json()["data"]
+                newest = max(listed, key=lambda model: model["created"], default=None)
+                if newest is not None:
+                    return str(newest["id"])
+        return starter.MODEL
+
+    def _say_ready(self, model: str) -> None:
         body = (
-            f'{{"model":"{starter.MODEL}","messages":[{{"role":"user","content":'
+            f'{{"model":"{model}","messages":[{{"role":"user","content":'
             '"What is the capital of France? Answer briefly."}]}'
         )
         keys = "any string (on this machine none is needed)"
@@ -277,7 +289,7 @@ class Session:
         self.say(
             f"\nready {self.url}/v1\n\n"
             f"  try it    curl -s {self.url}/v1/chat/completions -d '{body}'\n"
-            f"  or        {_own_name()} chat {starter.MODEL}\n"
+            f"  or        {_own_name()} chat {model}\n"
             f"  API key   {keys}\n"
             f"  stop      Ctrl-C here, or `{_own_name()} down` in another terminal"
         )
