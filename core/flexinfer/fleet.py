@@ -111,6 +111,8 @@ class DemandLease:
     generation: Count = 0
     """The fleet generation that this router has applied."""
     ttl_s: Seconds = 10.0
+    first_token_s: Mapping[str, Seconds] = field(default_factory=dict)
+    """Per replica id: how long its first request took from being sent to its first byte. Told once for each."""
 
     @property
     def is_busy(self) -> bool:

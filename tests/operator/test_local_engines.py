@@ -16,7 +16,7 @@ import pytest
 from flexinfer.fleet import DemandLease, FleetModel
 from flexinfer.places import Home
 from flexinfer.process import Record, is_alive, procfs
-from flexinfer_operator.plan.view import ReplicaView
+from flexinfer_operator.plan.view import ReplicaView, Snapshot
 from flexinfer_operator.testing.world import LocalWorld, replicas_of
 
 Play = Callable[..., None]
@@ -286,6 +286,15 @@ def test_starts_are_measured_and_their_estimate_is_told(play: Play, home: Home) 
         await woken(world, config={"loadSeconds": 0.05})
         model = await told(world, "an estimate", lambda m: m.cold_start.samples == 1)
         assert 0.05 <= model.cold_start.p50_s <= model.cold_start.p95_s < 20
+        (replica,) = await world.ready("tiny")
+        await world.say(lease(world, first_token_s={replica.id: 0.25, "unknown": 9.0}))
+
+        def is_shown(picture: Snapshot) -> bool:
+            status = picture.models[0].status
+            shown = None if status is None else status.cold_start
+            return shown is not None and shown.phases.first_token == 0.25
+
+        await world.until("the first token", is_shown)
 
     play(scene)
 

@@ -86,7 +86,7 @@ class Builder:
         failure = ""
         try:
             async with self._turn:
-                log.info("build_started", source=source, why=why, human=f"building {source}: {why}")
+                log.info("build_started", source=source, why=why, human=f"building {source}")
                 failure = await self._built(source)
         except FlexInferError as error:
             failure = error.message

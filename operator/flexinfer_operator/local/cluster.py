@@ -34,7 +34,7 @@ from flexinfer_operator.local.ledger import ColdStartRecord
 from flexinfer_operator.local.logs import prune_logs
 from flexinfer_operator.local.look import keep_looking
 from flexinfer_operator.local.models import ModelFiles
-from flexinfer_operator.local.notices import announce, announce_refusal
+from flexinfer_operator.local.notices import announce, announce_end, announce_refusal
 from flexinfer_operator.local.pool import Pool
 from flexinfer_operator.local.replica import Means, Replica
 from flexinfer_operator.local.routers import RouterServer
@@ -274,13 +274,7 @@ class LocalCluster:
         known = self._shelf.get(replica.model)
         if known is not None and crash is not None and not replica.is_damaged:
             known.crashed(crash)
-        if crash is not None:
-            log.warning(
-                "replica_failed", replica=replica.id, model=replica.model, code=crash.code,
-                error=crash.message,
-            )  # fmt: skip
-        else:
-            log.info("replica_stopped", replica=replica.id, model=replica.model)
+        announce_end(replica.id, replica.model, crash)
         prune_logs(self._home.logs, replica.model, running=self._pool)
         self._forget_if_gone(replica.model)
         self._touch(replica.model)
@@ -311,6 +305,12 @@ class LocalCluster:
         now_s = self._clock.now_s()
         if self._book.take(connection, lease, now_s=now_s):
             self._touch(lease.model)
+
+        for replica, seconds in lease.first_token_s.items():
+            one = self._pool.get(replica)
+            if one is not None and not one.is_adopted and "first_token" not in one.phases:
+                one.phases["first_token"] = seconds
+                self._desk.first_token(one.id, one.digest, seconds, then=self._estimated)
 
     def router_left(self, connection: int) -> None:
         now_s = self._clock.now_s()

@@ -97,14 +97,29 @@ class Desk:
 
     def add(self, start: ColdStartRecord, *, then: Callable[[str], None]) -> None:
         """Remember one start; *then* is told its digest when the estimate is new."""
-        self._run(self._added(start, then))
+        self._run(self._measured(start.digest, lambda ledger: ledger.add(start), then))
 
-    async def _added(self, start: ColdStartRecord, then: Callable[[str], None]) -> None:
+    def first_token(
+        self, replica: str, digest: str, seconds: float, *, then: Callable[[str], None]
+    ) -> None:
+        """Add to the start of *replica* what a router measured; *then* is told as in `add`."""
+        self._run(
+            self._measured(
+                digest, lambda ledger: ledger.first_token(replica, digest, seconds), then
+            )
+        )
+
+    async def _measured(
+        self,
+        digest: str,
+        write: Callable[[Ledger], ColdStarts],
+        then: Callable[[str], None],
+    ) -> None:
         if self._ledger is not None:
             loop = asyncio.get_running_loop()
-            estimate = await loop.run_in_executor(self._thread, self._ledger.add, start)
-            self._estimates[start.digest] = estimate
-            then(start.digest)
+            estimate = await loop.run_in_executor(self._thread, write, self._ledger)
+            self._estimates[digest] = estimate
+            then(digest)
 
     def _write(self, name: str, known: KnownModel | None) -> None:
         is_under_way = bool(self._waiting)

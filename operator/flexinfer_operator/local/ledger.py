@@ -162,13 +162,14 @@ class Ledger:
         )
         return self.estimate(start.digest)
 
-    def first_token(self, replica: str, seconds: float) -> None:
-        """Add what the router measured to the newest start of *replica*."""
+    def first_token(self, replica: str, digest: str, seconds: float) -> ColdStarts:
+        """Add what a router measured to the newest start of *replica*; return what its artifact's starts take."""
         self._write(
             "UPDATE cold_starts SET first_token = ? WHERE id = (SELECT MAX(id) FROM cold_starts"
             " WHERE replica = ? AND machine = ?)",
             [(max(0.0, seconds), replica, self._machine)],
         )
+        return self.estimate(digest)
 
     def estimate(self, digest: str) -> ColdStarts:
         return summarize(_starts(self._db, digest, self._machine, MAX_USED))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flexinfer.log import get_logger
 from flexinfer.resources.model import ModelStatus
+from flexinfer_operator.plan.view import Crash
 
 log = get_logger(__name__)
 
@@ -42,3 +43,12 @@ def _sentence(name: str, before: ModelStatus | None, after: ModelStatus) -> str:
 def announce_refusal(fault: str) -> None:
     """Log that an edit of a Model's file is refused; *fault* names file, line and column."""
     log.warning("model_edit_refused", error=fault, human=f"refused, the old state stays: {fault}")
+
+
+def announce_end(replica: str, model: str, crash: Crash | None) -> None:
+    """Log that nothing is left of a replica, and why where nobody asked for it."""
+    if crash is None:
+        log.info("replica_stopped", replica=replica, model=model)
+    else:
+        fields = {"code": crash.code, "error": crash.message}
+        log.warning("replica_failed", replica=replica, model=model, **fields)
