@@ -25,7 +25,7 @@ GIB = 1024**3
 DISK_BYTES = {"run": 2 * GIB, "dev": 3 * GIB, "check": 2 * GIB}
 # Measured: 0.8 GiB for the processes at rest, 0.6 for the starter model's engine.
 MEMORY_BYTES = 2 * GIB
-PORTS = (("router", "FLEXINFER_SERVE__PORT", 8080), ("admin", "FLEXINFER_SERVE__ADMIN_PORT", 8081))
+PORTS = (("router", "port", 8080), ("admin listener", "admin_port", 8081))
 LOCKS = {"run": "all", "dev": "dev"}  # the second holds the first
 
 
@@ -130,10 +130,26 @@ def check_memory():
     return []
 
 
+def settings_files():
+    """Return `[serve]` of the settings files, the working folder's above the home's; {} for bad ones."""
+    import tomllib
+
+    found = {}
+    for folder in (home(), os.getcwd()):
+        try:
+            with open(os.path.join(folder, "flexinfer.toml"), "rb") as file:
+                found.update(tomllib.load(file).get("serve", {}))
+        except (OSError, ValueError, AttributeError):
+            pass  # not there, or `flexinfer up` says what is wrong with it
+    return found
+
+
 def check_ports():
     problems = []
-    for name, variable, default in PORTS:
-        text = os.environ.get(variable, str(default))
+    written = settings_files()
+    for name, key, default in PORTS:
+        variable = "FLEXINFER_SERVE__" + key.upper()
+        text = os.environ.get(variable, str(written.get(key, default)))
         if not text.isdigit() or int(text) == 0:
             continue  # `flexinfer up` reads the settings and says what is wrong with them
         with socket.socket() as probe:

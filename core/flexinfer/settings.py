@@ -84,7 +84,7 @@ class ServeSection(Section):
     """A request that asks for more is refused."""
     drain_delay_s: float = Field(default=0.0, ge=0)
     """After SIGTERM the router still accepts connections for this long."""
-    drain_timeout_s: float = Field(default=8.0, ge=0)
+    drain_timeout_s: float = Field(default=5.0, ge=0)
     """Then running answers have this long; after it streams end with an error event."""
 
     @field_validator("api_keys", "cors_origins", "allowed_hosts", mode="before")
@@ -111,8 +111,8 @@ class OperatorSection(Section):
     """A draining replica has this long for its running requests."""
     lease_ttl_s: float = Field(default=10.0, gt=0)
     """A router that is silent for this long no longer counts."""
-    rescan_s: float = Field(default=1.0, gt=0)
-    """How often `models/` is looked at where the kernel does not tell."""
+    rescan_s: float = Field(default=0.25, gt=0, le=5)
+    """How often Model files and the store are looked at."""
 
 
 class BuildSection(Section):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from flexinfer.artifact import ANNOTATION_BUILD_KEY, PREDICATE_TEST_RESULT
 from flexinfer.artifact.evidence import parse_test_result
 from flexinfer.errors import IntegrityError, NotFound
+from flexinfer.log import get_logger
 from flexinfer.oci import Descriptor
 from flexinfer.resources.entry import CatalogEntry, Validate, Variant
 from flexinfer.store import Store
@@ -14,6 +15,8 @@ from flexinfer_pipelines.plan import Plan, build_key, build_reference
 from flexinfer_pipelines.steps import Context
 from flexinfer_pipelines.steps.resolve import recalled
 from flexinfer_pipelines.validators.judging import still_passes
+
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +43,7 @@ def already_built(context: Context, entry: CatalogEntry, variant: Variant) -> Bu
 
 
 def find_built(store: Store, plan: Plan, key: str, checks: Validate) -> Built | None:
-    """Return the artifact of *key* if it is there; None if there is something to do. Moves nothing.
+    """Return the artifact of *key* if it is there; None if there is something to do. Moves no bytes.
 
     Every layer must be there and whole (its stamp tells; what was touched is hashed), and some evidence must hold
     all that *checks* ask for. Its variant's name is set again where a crash came before that.
@@ -53,7 +56,12 @@ def find_built(store: Store, plan: Plan, key: str, checks: Validate) -> Built | 
         for layer in parsed.layers:
             store.ensure_verified(layer.digest, what=f"artifact {manifest.digest}")
         found = describe(store, plan, manifest, checks)
-    except (NotFound, IntegrityError):
+    except NotFound:
+        return None
+    except IntegrityError as error:  # quarantined by now: it is made again
+        log.warning(
+            "artifact_damaged", reference=plan.reference, code=error.code, error=error.message
+        )
         return None
     if found is not None and not _is_named(store, plan, manifest):
         store.tag(plan.reference, manifest)

@@ -74,7 +74,7 @@ async def build(
                 f"{plan.source.uri}: a file has no identity", code="source_unpinned"
             )
         async with _turn(context, plan, key):
-            found = find_built(context.store, plan, key, variant.checks)
+            found = await in_thread(find_built, context.store, plan, key, variant.checks)
             if found is not None and not rebuild:
                 return found
             if files is None:

@@ -36,6 +36,8 @@ class BaseEvidence:
 class TestResult:
     """One run of the validators over one artifact."""
 
+    __test__ = False  # for pytest: not a test
+
     result: Literal["PASSED", "WARNED", "FAILED"]
     passed: tuple[str, ...]
     failed: tuple[str, ...]
@@ -109,33 +111,44 @@ class EvidenceVerdict:
 
 
 def judge(quality: Quality, results: Sequence[TestResult]) -> EvidenceVerdict:
-    """Return whether *results*, all bound to the digest in question, hold what *quality* asks for.
+    """Return whether one of *results*, all bound to the digest in question, holds all that *quality* asks for.
 
-    What the policy does not name is not asked. A number that is absent or not finite never passes.
+    One statement must hold everything: numbers of two runs are never put together. What the policy does not name
+    is not asked. A number that is absent or not finite never passes.
     """
-    missing: list[str] = []
+    asked = _asked(quality)
     passed = [r for r in results if r.result == "PASSED" and not r.failed]
-    if quality.require == "attestation" and not passed:
+    if not passed:
+        if quality.require == "none" and not asked:
+            return EvidenceVerdict()
         found = f"{len(results)} that did not pass" if results else "none"
-        missing.append(f"expected a test result that passed, found {found}")
-    asked = (
+        return EvidenceVerdict(missing=(f"expected a test result that passed, found {found}",))
+    verdicts = [_missing(asked, result) for result in passed]
+    return EvidenceVerdict(missing=min(verdicts, key=len))
+
+
+def _asked(quality: Quality) -> tuple[tuple[str, float, bool], ...]:
+    """Return (name, limit, whether the limit is a minimum) of each measurement that the policy names."""
+    limits = (
         (SAME_TOP, quality.min_same_top, True),
         (KL_LOWER_BOUND, quality.max_kl_lower_bound, False),
         (PERPLEXITY_RATIO, quality.max_perplexity_ratio, False),
     )
+    return tuple((name, limit, least) for name, limit, least in limits if limit is not None)
+
+
+def _missing(asked: Sequence[tuple[str, float, bool]], result: TestResult) -> tuple[str, ...]:
+    missing: list[str] = []
     for name, limit, is_minimum in asked:
-        if limit is None:
-            continue
-        values = [r.measurements.get(name) for r in passed]
-        numbers = [
-            v
-            for v in values
-            if isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
-        ]
-        if not numbers:
+        value = result.measurements.get(name)
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not math.isfinite(value)
+        ):
             missing.append(f"expected {name}, found no measurement of it")
-        elif is_minimum and max(numbers) < limit:
-            missing.append(f"{name} {max(numbers):.4f} is below {limit:.4f}")
-        elif not is_minimum and min(numbers) > limit:
-            missing.append(f"{name} {min(numbers):.4f} is above {limit:.4f}")
-    return EvidenceVerdict(missing=tuple(missing))
+        elif is_minimum and value < limit:
+            missing.append(f"{name} {value:.4f} is below {limit:.4f}")
+        elif not is_minimum and value > limit:
+            missing.append(f"{name} {value:.4f} is above {limit:.4f}")
+    return tuple(missing)

@@ -23,7 +23,7 @@ from flexinfer.units import format_bytes
 
 _GIB = 1024**3
 # Without SHA extensions a portable implementation reaches about 70 MB/s: hashing a 70 GB model then takes
-# a quarter of an hour, so it is worth a word (measured figures: docs/notes of the supply chain).
+# a quarter of an hour, so it is worth a word.
 _SLOW_SHA256 = 400 * 10**6
 
 

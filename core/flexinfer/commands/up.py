@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import typer
 
-from flexinfer.errors import Conflict, NotFound, Unavailable
+from flexinfer.errors import Conflict, InvalidInput, NotFound, Unavailable
 from flexinfer.places import Home
 from flexinfer.plugins import nearest
 from flexinfer.process import LogReader, Record, SingleInstance, is_alive, procfs
@@ -167,7 +167,10 @@ def _processes(home: Home) -> list[dict[str, Any]]:
         (home.run / "replicas").glob("*.json")
     )
     for file in files[:200]:
-        record = Record.read(file)
+        try:
+            record = Record.read(file)
+        except InvalidInput:
+            continue  # half written when its writer was killed
         if record is None or not is_alive(record):
             continue
         usage = procfs.usage(record.pid, group=record.pid)

@@ -42,7 +42,12 @@ def services(settings: Settings, environ: Mapping[str, str]) -> tuple[Service, .
             is_essential=True,
             passes=FETCHES,
         ),
-        Service(name="serve", argv=("serve",), is_essential=True),
+        Service(
+            name="serve",
+            argv=("serve",),
+            is_essential=True,
+            grace_s=settings.serve.drain_delay_s + settings.serve.drain_timeout_s + 2.0,
+        ),
     ]
     if settings.prefect.enabled:
         if "PREFECT_API_URL" not in environ:

@@ -174,7 +174,6 @@ class Session:
     def _environment(self, service: Service) -> dict[str, str]:
         found = inherited_environment("FLEXINFER_*", *service.passes, environ=self.environ)
         found["FLEXINFER_HOME"] = str(self.home.root)
-        found.setdefault("FLEXINFER_SERVE__DRAIN_TIMEOUT_S", "5")  # within the grace
         found["PYTHONUNBUFFERED"] = "1"
         return found
 

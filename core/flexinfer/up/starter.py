@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from flexinfer.oci.durable import replace_file
 from flexinfer.places import Home
 
 MODEL = "smollm2-135m-instruct"
@@ -35,9 +36,7 @@ def is_wanted(home: Home) -> bool:
 def write(home: Home) -> Path:
     """Write the starter's Model file, durably, and remember that it was written. Return its path."""
     path = home.models / f"{MODEL}.yaml"
-    partial = home.models / f".{MODEL}.partial"
-    partial.write_text(_MODEL_FILE, "utf-8")
-    partial.replace(path)
+    replace_file(path, _MODEL_FILE.encode(), scratch=home.run)
     _marker(home).touch()
     return path
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# reliability 1.2 G2: at most 20 % of traffic, with a small allowance so that a quiet router may retry at all.
+# At most 20 % of traffic, with a small allowance so that a quiet router may retry at all.
 SHARE = 0.2
 ALLOWANCE = 10.0
 
