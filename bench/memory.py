@@ -1,6 +1,6 @@
 """What `flexinfer up` costs at rest, process by process.
 
-    .venv/bin/python bench/memory.py            of the one that runs (FLEXINFER_HOME)
+    .venv/bin/python bench/memory.py            of the one that runs (FLEXINFER_HOME), else of one started for it
 
 Resident and proportional set (the latter counts a shared page once); the ratio is to a bare interpreter
 with asyncio, measured in the same run.
@@ -11,10 +11,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from flexinfer.places import Home
 from flexinfer.process import holder
+from flexinfer.testing.running import RunningUp
 
 
 def memory_kib(pid: int) -> tuple[int, int]:
@@ -37,10 +39,24 @@ def family(pid: int) -> list[int]:
 
 
 def main() -> None:
-    home = Home.find(os.environ)
-    running = holder(home.run / "up.lock")
-    if running is None:
-        sys.exit(f"no `flexinfer up` runs with home {home.root}: start one first")
+    running = holder(Home.find(os.environ).run / "up.lock")
+    if running is not None:
+        show(int(str(running["pid"])))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "home").mkdir()
+        one = RunningUp.at(Path(folder) / "home", prefect=True)
+        one.start()
+        try:
+            one.wait_ready(600)
+            assert one.process is not None
+            show(one.process.pid)
+        finally:
+            one.stop()
+
+
+def show(leader: int) -> None:
+    """Print a row for each process of the one that *leader* leads."""
     code = "import asyncio, sys; print(flush=True); sys.stdin.read()"
     bare = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -50,7 +66,7 @@ def main() -> None:
     reference_kib = memory_kib(bare.pid)[0]
     total_rss = total_pss = 0
     print(f"{'process':<60} {'RSS MiB':>8} {'PSS MiB':>8} {'x bare':>7}")
-    for pid in family(int(str(running["pid"]))):
+    for pid in family(leader):
         rss, pss = memory_kib(pid)
         if rss == 0:
             continue
