@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import math
 from dataclasses import dataclass, field
-from functools import cache
 
 from flexinfer.clock import Clock
 from flexinfer.errors import (
@@ -17,7 +16,6 @@ from flexinfer.errors import (
     NotFound,
     Overloaded,
     Unavailable,
-    UnknownPlugin,
 )
 from flexinfer.fleet import DemandLease, FleetModel, FleetReplica, FleetSnapshot
 from flexinfer.log import get_logger
@@ -30,8 +28,8 @@ from flexinfer_serving.explain import Record
 from flexinfer_serving.fleet import DemandSink
 from flexinfer_serving.leasing import Lessor
 from flexinfer_serving.probing import Probe, Prober
-from flexinfer_serving.routing import STRATEGIES, Route, Strategy
-from flexinfer_serving.routing.least_loaded import LeastLoaded
+from flexinfer_serving.routing import Route, Strategy
+from flexinfer_serving.routing.chosen import Chosen
 
 log = get_logger(__name__)
 
@@ -121,7 +119,9 @@ class Dispatcher:
         metrics: Metrics,
         sink: DemandSink | None,
         probe: Probe,
+        chosen: Chosen | None = None,
     ) -> None:
+        self._chosen = chosen or Chosen()
         self._router = router
         self._section = section
         self._lease_ttl_s = lease_ttl_s
@@ -145,7 +145,7 @@ class Dispatcher:
             if name not in seen:
                 self._remove(entry, now_s)
         for name, model in seen.items():
-            strategy = _strategy(model.strategy)
+            strategy = self._chosen.find(name, model.strategy)
             known = self._entries.get(name)
             if known is None:
                 self._entries[name] = self._entry(model, strategy, now_s)
@@ -367,6 +367,7 @@ class Dispatcher:
         self._stop(entry)
         if self._entries.get(entry.model.name) is entry:
             del self._entries[entry.model.name]
+            self._chosen.forget(entry.model.name)
 
     def _stop(self, entry: _Entry) -> None:
         if entry.timer is not None:
@@ -380,13 +381,3 @@ class Dispatcher:
         for phase in ("loading", "ready", "draining"):
             count = sum(replica.phase == phase for replica in model.replicas)
             self._metrics.set("flexinfer_replicas", count, model=model.name, phase=phase)
-
-
-@cache  # looking a plug-in up reads the metadata of every installed package
-def _strategy(name: str) -> Strategy:
-    try:
-        return STRATEGIES.get(name)()
-    except UnknownPlugin as error:
-        # Traffic goes on: a wrong name is the Model's condition, told by the operator, and logged here.
-        log.error("strategy_unknown", error=error.message)
-        return LeastLoaded()

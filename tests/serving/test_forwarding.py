@@ -16,9 +16,12 @@ import httpx
 import pytest
 
 from flexinfer.engine import Endpoint
+from flexinfer.errors import PluginNotInstalled
 from flexinfer.testing import engine as scripts
 from flexinfer.testing.engine import PlainEngine, Script, ScriptedEngine, Seen, Wire
 from flexinfer.testing.fleet import ScriptedFleet, model, replica
+from flexinfer_serving.routing import STRATEGIES, Strategy
+from flexinfer_serving.routing.least_loaded import LeastLoaded
 from flexinfer_serving.testing import Running, raw_chat, running, until
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -358,5 +361,26 @@ def test_a_replica_without_a_key_is_sent_none() -> None:
             async with running(ScriptedFleet(model(replicas=(open_one,)))) as router:
                 assert (await router.chat()).status_code == 200
                 assert "authorization" not in engine.requests[0].headers
+
+    asyncio.run(run())
+
+
+def test_a_strategy_that_does_not_load_takes_no_model_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    def get(name: str) -> type[Strategy]:
+        if name == "bad":
+            raise PluginNotInstalled("flexinfer.strategies:bad needs 'x'")
+        return LeastLoaded
+
+    monkeypatch.setattr(STRATEGIES, "get", get)
+
+    async def run() -> None:
+        async with ScriptedEngine(scripts.answers()) as engine:
+            replicas = (replica("r1", engine.url),)
+            fleet = ScriptedFleet(
+                model("a", replicas=replicas, strategy="bad"), model("b", replicas=replicas)
+            )
+            async with running(fleet) as router:
+                for name in ("a", "b"):
+                    assert (await router.chat(model=name)).status_code == 200
 
     asyncio.run(run())

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexinfer_serving.routing import STRATEGIES, Candidate, Route
+from flexinfer.errors import PluginError, PluginNotInstalled, UnknownPlugin
+from flexinfer_serving.routing import STRATEGIES, Candidate, Choice, Route, Strategy
+from flexinfer_serving.routing.chosen import Chosen
 from flexinfer_serving.routing.least_loaded import LeastLoaded
 
 CANDIDATES = st.lists(
@@ -46,3 +50,74 @@ def test_of_equals_the_one_that_rested_longest_is_taken() -> None:
     rested = Candidate(replica="z", in_flight=0, slots=2, last_picked=1)
     recent = Candidate(replica="a", in_flight=0, slots=2, last_picked=2)
     assert LeastLoaded().pick([recent, rested], Route()).replica == "z"
+
+
+class Broken(Strategy):
+    """A plug-in that can be made, and then fails in the way that *fault* says."""
+
+    name = "broken"
+    fault = ""
+
+    def pick(self, candidates: Sequence[Candidate], route: Route) -> Choice:
+        if self.fault == "raises":
+            raise KeyError("x")
+        if self.fault == "strange":
+            return None  # type: ignore[return-value]
+        return Choice(replica="nobody", why="x")
+
+
+class Unfinished(Strategy):
+    name = "unfinished"
+
+
+class Fragile(Broken):
+    def __init__(self) -> None:
+        raise RuntimeError("no")
+
+
+def named(what: type[Strategy] | Exception) -> Chosen:
+    def get(name: str) -> type[Strategy]:
+        if isinstance(what, Exception):
+            raise what
+        return what
+
+    return Chosen(get)
+
+
+TWO = [Candidate(replica="a", in_flight=1, slots=2), Candidate(replica="b", in_flight=0, slots=2)]
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        UnknownPlugin("none of that name"), PluginNotInstalled("needs 'x'"), PluginError("not a Strategy"),
+        SyntaxError("its module"), Unfinished, Fragile, Broken,
+        type("Raises", (Broken,), {"fault": "raises"}), type("Strange", (Broken,), {"fault": "strange"}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_plug_in_that_fails_in_any_way_is_least_loaded_and_told_once_for_each_model(
+    what: type[Strategy] | Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(
+        "flexinfer_serving.routing.chosen.log.error",
+        lambda event, **more: told.append(more["model"]),
+    )
+    chosen = named(what)
+    for model in ("m", "n", "m", "m"):
+        assert chosen.find(model, "x").pick(TWO, Route()).replica == "b"
+    assert told == ["m", "n"]
+    chosen.forget("m")
+    chosen.find("m", "x").pick(TWO, Route())
+    assert told == ["m", "n", "m"]
+
+
+def test_a_good_plug_in_picks_for_itself() -> None:
+    class First(Strategy):
+        name = "first"
+
+        def pick(self, candidates: Sequence[Candidate], route: Route) -> Choice:
+            return Choice(replica=candidates[0].replica, why="first")
+
+    assert named(First).find("m", "x").pick(TWO, Route()).replica == "a"
