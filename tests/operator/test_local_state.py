@@ -237,6 +237,41 @@ def test_a_flipped_bit_is_never_started_and_is_built_again_once(play: Play, home
     assert len(builds_of(home)) == 1
 
 
+def test_a_touched_blob_is_not_called_verified_until_it_was_hashed(play: Play) -> None:
+    async def scene(world: LocalWorld) -> None:
+        await world.put("tiny")
+        await condition(world, "Verified", "EvidenceAccepted")
+        status = await world.phase("tiny", "Idle")
+        assert status.artifact is not None
+        path = flip_a_bit(world.home, status.artifact.digest)
+        doubted = await condition(world, "Verified", "StampChanged")
+        assert doubted.status == "Unknown"
+        assert path.name in doubted.message and "model.gguf" in doubted.message
+        flip_a_bit(world.home, status.artifact.digest)  # as it was; only a hash can tell
+        assert (await condition(world, "Verified", "StampChanged")).status == "Unknown"
+        await wake(world)
+        await world.ready("tiny")
+        assert (await condition(world, "Verified", "EvidenceAccepted")).status == "True"
+
+    play(scene)
+
+
+def test_a_checkout_and_its_end_leave_the_artifact_verified(play: Play) -> None:
+    async def scene(world: LocalWorld) -> None:
+        await world.put("tiny")
+        status = await world.phase("tiny", "Idle")
+        assert status.artifact is not None
+        store = Store(world.home.store)
+        for _ in range(20):
+            with store.checkout(parse_digest(status.artifact.digest)):
+                pass
+            store.collect_partials(0)
+            view = view_of(world.cluster.observe())
+            assert view is not None and view.bound.doubt == ""
+
+    play(scene)
+
+
 def test_damage_that_a_build_does_not_heal_fails_the_model(play: Play) -> None:
     async def scene(world: LocalWorld) -> None:
         await world.put("tiny")

@@ -222,6 +222,10 @@ class Store:
             return self._blobs.rehash(digest, what=what)
         return self._blobs.verify(digest, what=what)
 
+    def is_stamped(self, digest: Digest) -> bool:
+        """Say whether the blob is there and nothing has touched its file since its bytes were right. Hashes nothing."""
+        return self._blobs.is_stamped(digest)
+
     def verify_artifact(self, digest: Digest, *, force: bool = False) -> VerifyReport:
         """Return what is right and what is wrong with the manifest, its blobs, and its evidence."""
         checked: list[VerifyResult] = []

@@ -8,13 +8,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from flexinfer.errors import IntegrityError, NotFound
+from flexinfer.errors import IntegrityError, NotFound, ResourceExhausted, Unavailable
 from flexinfer.oci import BlobFolder, Digest
 from flexinfer.oci.durable import is_same_file, lock, make_folders
 from flexinfer.store.stamps import Stamp, Stamps, hash_file, locked_blob, mismatch
 
 # How often a file may change under the hash before that is called a fault.
 _MAX_TURNS = 5
+# A link and the stamp after it take far less; who holds the lock for longer is hashing.
+_LINK_WAIT_S = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +72,18 @@ class StampedBlobs(BlobFolder):
         except FileNotFoundError:
             return False
         return found.st_size == size and self.stamps.holds(digest, found)
+
+    def is_stamped(self, digest: Digest) -> bool:
+        """Say whether the blob is there and its stamp holds; while somebody hashes it, that it does not."""
+        path = self.path(digest)
+        with suppress(OSError):
+            if self.stamps.holds(digest, os.stat(path, follow_symlinks=False)):
+                return True
+            # Somebody may have linked it, and not stamped it yet: who holds the lock sees no half of that.
+            with suppress(NotFound, Unavailable, ResourceExhausted):
+                with locked_blob(digest, path, wait_s=_LINK_WAIT_S) as file:
+                    return self.stamps.holds(digest, os.fstat(file))
+        return False
 
     def is_whole(self, digest: Digest) -> bool:
         """Say whether the blob is there and right: hashed, if its stamp does not hold."""

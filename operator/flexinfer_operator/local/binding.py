@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from flexinfer.artifact import PREDICATE_TEST_RESULT
+from flexinfer.artifact import PREDICATE_TEST_RESULT, Artifact
 from flexinfer.artifact.evidence import TestResult, parse_test_result
 from flexinfer.catalog import Catalog, search_paths
 from flexinfer.catalog.binding import wanted
@@ -28,6 +30,7 @@ from flexinfer_operator.plan.view import Bound, EngineFacts
 log = get_logger(__name__)
 
 Marks = tuple[tuple[str, int, int], ...]
+BlobState = Literal["stamped", "touched", "missing"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,11 +56,13 @@ class Binder:
         self._catalog: Catalog | None = None
         self._catalog_marks: Marks = ()
         self._store_marks: Marks = ()
+        self._blobs: dict[str, dict[Digest, BlobState]] = {}
+        """By Model: each blob of its artifact as it was when the Model was bound."""
 
     def has_news(self, *, with_catalog: bool) -> bool:
         """Return whether names, blobs or (*with_catalog*) entries may have changed since the last call."""
         store_marks = _marks((self._store.root / "index.json", self._store.root / "quarantine"))
-        news = store_marks != self._store_marks
+        news = store_marks != self._store_marks or self._has_touched_blobs()
         self._store_marks = store_marks
         if with_catalog or self._catalog is None:
             files, _ = entry_files(self._paths())
@@ -70,12 +75,30 @@ class Binder:
 
     def bind(self, model: Model, status: ModelStatus | None) -> Binding:
         """Return what *model* is bound to. *status* holds the digest that it was bound to before."""
+        self._blobs.pop(model.metadata.name, None)
         bound, artifact = self._bound(model, status)
         return Binding(
             bound=bound,
             engine=engine_facts(self._engines, model.spec, artifact),
             artifact=artifact,
         )
+
+    def keep_only(self, models: Collection[str]) -> None:
+        """Watch the blobs of *models* and of no others."""
+        for name in self._blobs.keys() - set(models):
+            del self._blobs[name]
+
+    def _has_touched_blobs(self) -> bool:
+        return any(
+            self._blob_state(digest) != state
+            for blobs in self._blobs.values()
+            for digest, state in blobs.items()
+        )
+
+    def _blob_state(self, digest: Digest) -> BlobState:
+        if self._store.is_stamped(digest):
+            return "stamped"
+        return "touched" if self._store.has(digest) else "missing"
 
     def _paths(self) -> tuple[Path, ...]:
         return search_paths(self._section, self._home, Path.cwd())
@@ -93,7 +116,7 @@ class Binder:
         if digest is None:
             return Bound(reference=reference), None
         try:
-            return self._looked_at(reference, digest)
+            return self._looked_at(model.metadata.name, reference, digest)
         except FlexInferError as error:
             return Bound(reference=reference, digest=digest, damage=error.message), None
 
@@ -108,7 +131,14 @@ class Binder:
             digest = parse_digest(pinned.digest)
             return digest if self._store.has(digest) else None
 
-    def _looked_at(self, reference: str, digest: Digest) -> tuple[Bound, EngineArtifact | None]:
+    def _looked_at(
+        self, model: str, reference: str, digest: Digest
+    ) -> tuple[Bound, EngineArtifact | None]:
+        # Their state is taken first: what changes while the files are looked at is news for the next look.
+        manifest = self._store.manifest(digest)
+        parts = (digest, manifest.config.digest, *(layer.digest for layer in manifest.layers))
+        blobs = {part: self._blob_state(part) for part in parts}
+        self._blobs[model] = blobs
         artifact = self._store.artifact(digest)
         known = engine_artifact(artifact, digest)
         missing = [f for f in artifact.files if not self._store.has(f.digest, f.size)]
@@ -118,6 +148,7 @@ class Binder:
             digest=digest,
             is_cached=not missing,
             damage=damage,
+            doubt=_doubt(artifact, blobs),
             format=known.format,
             quantization=known.quantization,
             size_bytes=known.size_bytes,
@@ -146,6 +177,19 @@ class Binder:
             except FlexInferError as error:
                 log.warning("evidence_ignored", digest=digest, error=error.message)
         return tuple(found)
+
+
+def _doubt(artifact: Artifact, blobs: Mapping[Digest, BlobState]) -> str:
+    """Say which of an artifact's blobs were touched since they were last right; empty: none."""
+    paths = {file.digest: file.path for file in artifact.files}
+    touched = [digest for digest, state in blobs.items() if state == "touched"]
+    if not touched:
+        return ""
+    named = ", ".join(
+        f"{paths.get(digest, 'manifest or config')} ({digest})" for digest in touched[:3]
+    )
+    more = f" and {len(touched) - 3} more" if len(touched) > 3 else ""
+    return f"{named}{more}: touched since the bytes were last found right; the next start hashes it"
 
 
 def _marks(paths: tuple[Path, ...] | list[Path]) -> Marks:

@@ -347,6 +347,7 @@ class LocalCluster:
         bindings = await asyncio.to_thread(
             lambda: {n: self._binder.bind(w.model, statuses[n]) for n, w in written.items()}
         )
+        self._binder.keep_only(written)
         for name, one in written.items():
             remembered = self._desk.known(name)
             known, is_different = self._shelf.put(one, bindings[name], remembered)

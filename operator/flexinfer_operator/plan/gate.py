@@ -48,7 +48,7 @@ class Gate:
 
 
 # These say that something is wrong and do not keep the Model from running.
-_HARMLESS = ("AliasConflict", "EditRefused")
+_HARMLESS = ("AliasConflict", "EditRefused", "StampChanged")
 _YES = Check(status="True", reason="Accepted")
 _ASKED_LATER = Check(status="Unknown", reason="CacheNotReady", message="the artifact is not here")
 
@@ -156,6 +156,9 @@ def _verified(view: ModelView, cached: Check) -> tuple[Check, Failure | None]:
         return _ASKED_LATER, None
     verdict = judge(view.model.spec.quality, view.bound.evidence)
     if verdict.passes:
+        if view.bound.doubt:
+            # A start hashes what was touched, so nothing wrong is ever loaded; until then nobody knows.
+            return Check(status="Unknown", reason="StampChanged", message=view.bound.doubt), None
         return Check(status="True", reason="EvidenceAccepted"), None
     message = f"{view.bound.digest}: {'; '.join(verdict.missing)}"
     check = Check(status="False", reason="EvidenceMissing", message=message)

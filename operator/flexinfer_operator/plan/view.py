@@ -100,6 +100,8 @@ class Bound:
     """Every byte that the digest names is here."""
     damage: str = ""
     """Why bytes that were here are gone: they were not what their digest says."""
+    doubt: str = ""
+    """Which files were touched since their bytes were last found right; empty: none. The next start hashes them."""
     format: str = ""
     quantization: str = ""
     size_bytes: int = 0
