@@ -25,6 +25,7 @@ from flexinfer_serving import lookup
 from flexinfer_serving.admission.effects import Admit, Effect, GateLimits, Refuse, RequestId, Wake
 from flexinfer_serving.admission.gate import Gate
 from flexinfer_serving.explain import Record
+from flexinfer_serving.first_tokens import FirstTokens
 from flexinfer_serving.fleet import DemandSink
 from flexinfer_serving.leasing import Lessor
 from flexinfer_serving.probing import Probe, Prober
@@ -59,6 +60,7 @@ class _Entry:
     tickets: dict[RequestId, Ticket] = field(default_factory=dict)
     timer: asyncio.TimerHandle | None = None
     lessor: Lessor | None = None
+    first_tokens: FirstTokens = field(default_factory=FirstTokens)
     arrivals: int = 0
     active_s: float | None = None
     is_removed: bool = False
@@ -100,6 +102,10 @@ class Ticket:
         """Nothing was answered: wait again, at the old place. `decision` is a new future."""
         self.decision = asyncio.get_running_loop().create_future()
         self._dispatcher.give_back(self._entry, self, suspect=suspect, replica=replica)
+
+    def heard(self, replica: FleetReplica, seconds: float) -> None:
+        """The answer began, *seconds* after the request was sent."""
+        self._entry.first_tokens.heard(replica.id, seconds)
 
     def suspect(self, replica: FleetReplica) -> None:
         """The replica failed in a way that is not tried again: nothing new for it until it answers."""
@@ -148,9 +154,11 @@ class Dispatcher:
             strategy = self._chosen.find(name, model.strategy)
             known = self._entries.get(name)
             if known is None:
-                self._entries[name] = self._entry(model, strategy, now_s)
-                self._settle(self._entries[name], [], now_s)
+                known = self._entries[name] = self._entry(model, strategy, now_s)
+                known.first_tokens.know(r.id for r in model.replicas)
+                self._settle(known, [], now_s)
             else:
+                known.first_tokens.know(r.id for r in model.replicas)
                 known.model = model
                 known.is_removed = False
                 self._settle(
@@ -322,6 +330,7 @@ class Dispatcher:
             idle_s=None if entry.active_s is None else round(now_s - entry.active_s, 3),
             generation=0 if self.snapshot is None else self.snapshot.generation,
             ttl_s=self._lease_ttl_s,
+            first_token_s=entry.first_tokens.untold,
         )
 
     # Entries --------------------------------------------------------------------------------------------
@@ -348,6 +357,7 @@ class Dispatcher:
                 lease=lambda now_s: self._lease(entry, now_s),
                 arrivals=lambda: entry.arrivals,
                 draining=lambda: entry.draining,
+                told=entry.first_tokens.told,
             )
         return entry
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 from flexinfer.engine import Endpoint, Engine
@@ -16,12 +18,11 @@ from flexinfer.errors import (
     DeadlineExceeded,
     FlexInferError,
     IntegrityError,
-    InvalidInput,
     NotFound,
 )
 from flexinfer.fleet import FleetModel, FleetReplica
 from flexinfer.log import get_logger
-from flexinfer.units import parse_duration_s
+from flexinfer_serving import steering
 from flexinfer_serving.client import LINGER_S, Client, ClientGone, Headers
 from flexinfer_serving.dispatch import Admission, Ticket
 from flexinfer_serving.forward import Head, Reply, UpstreamFault
@@ -37,12 +38,10 @@ from flexinfer_serving.replies import (
     read_refusal,
 )
 from flexinfer_serving.router import Router, proof
-from flexinfer_serving.routing import Route
 
 log = get_logger(__name__)
 
 MAX_RETRIES = 2
-_MAX_KEY_CHARS = 128
 _FAREWELL_S = 1.0 + LINGER_S
 
 Cut = Literal["", "client", "deadline", "stop"]
@@ -68,6 +67,7 @@ class Exchange:
         self._is_stream = False
         self._has_first_byte = False
         self._held_s = 0.0
+        self._sent_s = 0.0
         self._dropped: tuple[str, ...] = ()
         self._body = b""
         self._cut: Cut = ""
@@ -109,7 +109,7 @@ class Exchange:
     async def _race(self) -> None:
         """Do the work, unless something cuts it."""
         loop = asyncio.get_running_loop()
-        patience_s = _patience_s(self._client.header(b"x-request-deadline"))
+        patience_s = steering.patience_s(self._client)
         self._work = loop.create_task(self._serve(self._started_s + patience_s))
         watch = loop.create_task(self._client.gone())
         watch.add_done_callback(lambda _: self._cut_off("client"))
@@ -166,7 +166,7 @@ class Exchange:
         ticket = self._router.dispatcher.arrive(
             model,
             size_bytes=len(payload),
-            route=self._route(),
+            route=steering.route(self._client),
             deadline_s=deadline_s,
             record=self._record,
         )
@@ -185,7 +185,7 @@ class Exchange:
             if reply is None:
                 continue
             try:
-                await self._answer(admission, engine, reply)
+                await self._answer(ticket, admission, engine, reply)
             finally:
                 await reply.close()
             return
@@ -217,6 +217,7 @@ class Exchange:
             ),
         )
         error: FlexInferError
+        self._sent_s = self._clock.now_s()
         try:
             reply = await self._router.forwarder.send(
                 head, payload, replica, timeout_s=self._router.section.first_byte_timeout_s
@@ -242,14 +243,17 @@ class Exchange:
 
     # Answers ----------------------------------------------------------------------------------------------
 
-    async def _answer(self, admission: Admission, engine: Engine, reply: Reply) -> None:
+    async def _answer(
+        self, ticket: Ticket, admission: Admission, engine: Engine, reply: Reply
+    ) -> None:
         self._phase = "answering"
         if reply.status >= 400:
             raise await read_refusal(engine, reply, self._endpoint, idle_s=self._idle_s)
         check_kind(reply, is_stream=self._is_stream)
         about = self._about(admission.model, admission.replica)
+        heard = partial(ticket.heard, admission.replica)
         if not self._is_stream:
-            await self._whole(reply, about)
+            await self._whole(reply, about, heard)
         elif self._client.has_started:
             values = " ".join(
                 f"{str(name, 'latin-1').removeprefix('x-flexinfer-')}={str(value, 'latin-1')}"
@@ -257,14 +261,14 @@ class Exchange:
                 if name.startswith(b"x-flexinfer-")
             )
             await self._client.write(sse.comment(f"flexinfer {values}"))
-            await self._stream(reply)
+            await self._stream(reply, heard)
         else:
             await self._client.start(200, [*_STREAM_HEADERS, *about])
-            await self._stream(reply)
+            await self._stream(reply, heard)
 
-    async def _whole(self, reply: Reply, about: Headers) -> None:
+    async def _whole(self, reply: Reply, about: Headers, heard: Callable[[float], None]) -> None:
         body = await read_json(reply, idle_s=self._idle_s)
-        self._first_byte()
+        self._first_byte(heard)
         framing = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
@@ -272,7 +276,7 @@ class Exchange:
         await self._client.start(200, [*framing, *about])
         await self._client.end(body)
 
-    async def _stream(self, reply: Reply) -> None:
+    async def _stream(self, reply: Reply, heard: Callable[[float], None]) -> None:
         framer = sse.Framer()
         while not framer.is_done:
             data = await next_chunk(reply, idle_s=self._idle_s)
@@ -280,7 +284,7 @@ class Exchange:
                 break
             events = framer.feed(data)
             if events:
-                self._first_byte()
+                self._first_byte(heard)
                 await self._client.write(events)
         if not framer.is_done and not framer.has_failed:
             raise IntegrityError(
@@ -339,14 +343,10 @@ class Exchange:
             return f"flexinfer queued {waited_s:.1f}s"
         return f"flexinfer loading {substage or model.phase} {waited_s:.1f}s"
 
-    def _route(self) -> Route:
-        session = self._client.header(b"x-session-id") or self._client.header(b"x-conversation-id")
-        cache_key = self._client.header(b"x-flexinfer-cache-key")
-        return Route(session=_key(session), cache_key=_key(cache_key))
-
-    def _first_byte(self) -> None:
+    def _first_byte(self, heard: Callable[[float], None]) -> None:
         if not self._has_first_byte:
             self._has_first_byte = True
+            heard(self._clock.now_s() - self._sent_s)
             self._phase = "streaming" if self._is_stream else "answering"
             self._router.metrics.observe(
                 "flexinfer_first_byte_seconds",
@@ -375,21 +375,3 @@ _STREAM_HEADERS: Headers = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 ]
-
-
-def _patience_s(header: str | None) -> float:
-    if header is None:
-        return math.inf
-    try:
-        return parse_duration_s(header.strip())
-    except InvalidInput as error:
-        raise InvalidInput(
-            f"X-Request-Deadline: expected seconds, found {header[:32]!r}",
-            code="invalid_value",
-            param="X-Request-Deadline",
-        ) from error
-
-
-def _key(value: str | None) -> str:
-    """Return a routing key; one that is too long or not printable is as good as none."""
-    return value if value and len(value) <= _MAX_KEY_CHARS and value.isprintable() else ""

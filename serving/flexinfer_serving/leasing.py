@@ -12,7 +12,7 @@ from flexinfer_serving.fleet import DemandSink
 
 
 class Lessor:
-    """Builds leases with *lease* and sends each when it is due."""
+    """Builds leases with *lease*, sends each when it is due, and says so with *told*."""
 
     def __init__(
         self,
@@ -23,12 +23,14 @@ class Lessor:
         lease: Callable[[float], DemandLease],
         arrivals: Callable[[], int],
         draining: Callable[[], frozenset[str]],
+        told: Callable[[], None],
     ) -> None:
         self._sink = sink
         self._clock = clock
         self._lease = lease
         self._arrivals = arrivals
         self._draining = draining
+        self._told = told
         self._schedule = Schedule(ttl_s=ttl_s)
         self._timer: asyncio.TimerHandle | None = None
 
@@ -46,6 +48,7 @@ class Lessor:
         due_s = self._schedule.due_s(load, draining, now_s=now_s)
         if due_s is not None and due_s <= now_s:
             self._sink.renew(lease)
+            self._told()
             self._schedule.sent(load, now_s=now_s)
             due_s = self._schedule.due_s(load, draining, now_s=now_s)
         self.stop()

@@ -217,6 +217,21 @@ def test_a_lease_that_nobody_took_is_sent_when_somebody_listens_again(tmp_path: 
     talk(tmp_path, test)
 
 
+def test_a_newer_lease_takes_along_what_the_one_that_nobody_took_had_to_tell_once(
+    tmp_path: Path,
+) -> None:
+    async def test(operator: Operator, local: LocalFleet, heard: Heard) -> None:
+        local.renew(DemandLease(router="r", model="m", waiting=1, first_token_s={"r1": 0.5}))
+        local.renew(DemandLease(router="r", model="m", first_token_s={"r2": 0.25}))
+        local.renew(DemandLease(router="r", model="m", waiting=3))
+        await operator.start(fleet(1))
+        await until(lambda: operator.leases)
+        assert operator.leases[0].waiting == 3
+        assert operator.leases[0].first_token_s == {"r1": 0.5, "r2": 0.25}
+
+    talk(tmp_path, test)
+
+
 @pytest.mark.parametrize(
     "nonsense",
     [b"{}\n", b"not json\n", b'{"lease":{"router":"r","model":"m"}}\n', b"x" * 9_000_000],

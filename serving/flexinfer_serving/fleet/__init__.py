@@ -30,5 +30,8 @@ class FleetSource(Protocol):
 
 class DemandSink(Protocol):
     def renew(self, lease: DemandLease) -> None:
-        """Send *lease* soon. Never waits; of two leases for one Model the later one counts."""
+        """Send *lease* soon. Never waits; of two leases for one Model the later one counts.
+
+        What a lease tells only once, its first tokens, is not lost with the earlier one.
+        """
         ...

@@ -10,6 +10,7 @@ import asyncio
 import random
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from flexinfer import unixsocket
@@ -23,6 +24,8 @@ log = get_logger(__name__)
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 2.0
 _WRITE_TIMEOUT_S = 5.0
+# What may gather while the operator is away: more replicas than that came and went unheard anyway.
+_MAX_FIRST_TOKENS = 256
 
 
 class LocalFleet:
@@ -37,7 +40,15 @@ class LocalFleet:
         self._has_pending = asyncio.Event()
 
     def renew(self, lease: DemandLease) -> None:
-        self._pending[lease.model] = lease
+        self._keep(self._pending.get(lease.model), lease)
+
+    def _keep(self, older: DemandLease | None, newer: DemandLease) -> None:
+        """Let *newer* wait, with what *older* was to tell once."""
+        if older is not None and older.first_token_s:
+            both = {**older.first_token_s, **newer.first_token_s}
+            newest = dict(tuple(both.items())[-_MAX_FIRST_TOKENS:])
+            newer = replace(newer, first_token_s=newest)
+        self._pending[newer.model] = newer
         self._has_pending.set()
 
     async def run(self, listener: FleetListener) -> None:
@@ -106,8 +117,7 @@ class LocalFleet:
                     async with asyncio.timeout(_WRITE_TIMEOUT_S):
                         await writer.drain()
                 except BaseException:
-                    self._pending.setdefault(model, lease)
-                    self._has_pending.set()
+                    self._keep(lease, self._pending.get(model, lease))
                     raise
 
 
