@@ -36,7 +36,7 @@ def is_wanted(home: Home) -> bool:
 def write(home: Home) -> Path:
     """Write the starter's Model file, durably, and remember that it was written. Return its path."""
     path = home.models / f"{MODEL}.yaml"
-    replace_file(path, _MODEL_FILE.encode(), scratch=home.run)
+    replace_file(path, _MODEL_FILE.encode(), scratch=home.run / "starter.partial")
     _marker(home).touch()
     return path
 
