@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sqlite3
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from flexinfer.errors import NotFound, PluginError
+from flexinfer.errors import NotFound, PluginError, ResourceExhausted
 from flexinfer.places import Home
 from flexinfer.process import Usage
 from flexinfer.resources.model import ModelSpec, ModelStatus
@@ -23,6 +24,7 @@ from flexinfer.testing.local_engine import LocalEngine, lookup
 from flexinfer_operator.cli import model as model_app
 from flexinfer_operator.facts import engine_facts
 from flexinfer_operator.local.ledger import (
+    MAX_ASIDE,
     MAX_KEPT,
     ColdStartRecord,
     KnownModel,
@@ -148,6 +150,60 @@ def test_a_database_of_a_later_version_is_put_aside(tmp_path: Path) -> None:
     ledger.close()
     Ledger(path, machine="m").close()
     assert path.with_name("state.db.broken").exists()
+
+
+def test_a_database_that_another_program_holds_is_not_put_aside(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    known = KnownModel(spec_hash="h", generation=3, created_unix_s=7)
+    ledger = Ledger(path, machine="m")
+    ledger.save_all({"a": known})
+    ledger.close()
+    holder = sqlite3.connect(path, isolation_level=None)
+    holder.execute("PRAGMA locking_mode=EXCLUSIVE")
+    holder.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(ResourceExhausted, match="locked") as refused:
+        Ledger(path, machine="m", busy_s=0.05)
+    assert refused.value.code == "state_db"
+    holder.close()
+    assert not list(tmp_path.glob("*.broken*"))
+    again = Ledger(path, machine="m")
+    assert again.models() == {"a": known}
+    again.close()
+
+
+def test_a_database_that_cannot_be_opened_is_not_put_aside(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    path.mkdir()
+    with pytest.raises(ResourceExhausted) as refused:
+        Ledger(path, machine="m")
+    assert refused.value.code == "state_db" and path.is_dir()
+
+
+def test_databases_put_aside_never_replace_one_another(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    for number in range(MAX_ASIDE):
+        path.write_bytes(b"no database %d" % number * 100)
+        Ledger(path, machine="m").close()
+    kept = {file.read_bytes() for file in tmp_path.glob("state.db.broken*")}
+    assert kept == {b"no database %d" % number * 100 for number in range(MAX_ASIDE)}
+    path.write_bytes(b"one more" * 100)
+    with pytest.raises(ResourceExhausted, match="remove some"):
+        Ledger(path, machine="m")
+    assert path.read_bytes() == b"one more" * 100
+
+
+def test_a_database_that_is_damaged_inside_is_put_aside(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    ledger = Ledger(path, machine="m")
+    ledger.save_all({"a": KnownModel(spec_hash="h", generation=3, created_unix_s=7)})
+    ledger.close()
+    data = bytearray(path.read_bytes())
+    data[4096:8192] = b"\xff" * 4096
+    path.write_bytes(data)
+    again = Ledger(path, machine="m")
+    assert again.models() == {}
+    again.close()
+    assert path.with_name("state.db.broken").read_bytes() == bytes(data)
 
 
 def test_no_database_is_no_state(tmp_path: Path) -> None:

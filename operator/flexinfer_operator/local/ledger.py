@@ -29,6 +29,8 @@ PHASES = ("fetch", "verify", "start", "load", "first_token")
 # Starts kept for each artifact and machine, and those of them that the estimate is made from.
 MAX_KEPT = 200
 MAX_USED = 20
+# Broken databases kept beside the good one.
+MAX_ASIDE = 20
 _BUSY_S = 5.0
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS models (
@@ -75,32 +77,65 @@ def machine_name() -> str:
     return f"{platform.node()}/{platform.machine()}/{os.cpu_count()}"
 
 
+class _Unknown(sqlite3.DatabaseError):
+    """The file can be read, and holds what this program cannot use."""
+
+
+def _is_broken(error: sqlite3.DatabaseError) -> bool:
+    """Say whether the file itself is at fault. Extended codes hold the primary one in their low byte."""
+    code = getattr(error, "sqlite_errorcode", None)
+    is_corrupt = code is not None and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    return isinstance(error, _Unknown) or is_corrupt
+
+
+def _put_aside(path: Path, why: str) -> None:
+    """Rename the database, over nothing that was put aside before.
+
+    Raises:
+        ResourceExhausted: code `state_db`: MAX_ASIDE are there already.
+    """
+    names = [f"{path.name}.broken", *(f"{path.name}.broken.{n}" for n in range(2, MAX_ASIDE + 1))]
+    taken = {entry.name for entry in path.parent.iterdir()}
+    free = [
+        name for name in names if not taken & {name + suffix for suffix in ("", "-wal", "-shm")}
+    ]
+    if not free:
+        raise ResourceExhausted(
+            f"{path}: {why}; {MAX_ASIDE} broken ones lie beside it already: remove some",
+            code="state_db",
+        )
+    aside = path.with_name(free[0])
+    log.error("state_db_put_aside", path=str(path), aside=str(aside), error=why)
+    for suffix in ("-wal", "-shm", ""):
+        found = path.with_name(path.name + suffix)
+        if found.exists():
+            found.rename(aside.with_name(aside.name + suffix))
+
+
 class Ledger:
     """The database at *path*. Blocking; for one thread, save the methods of `read_only`.
 
     Raises:
-        ResourceExhausted: code `state_db`: it cannot be made.
+        ResourceExhausted: code `state_db`: it cannot be made or opened; another program held it for *busy_s*.
     """
 
-    def __init__(self, path: Path, *, machine: str) -> None:
+    def __init__(self, path: Path, *, machine: str, busy_s: float = _BUSY_S) -> None:
         self._path = path
         self._machine = machine
+        self._busy_s = busy_s
         try:
-            self._db = self._opened()
-        except sqlite3.DatabaseError as error:
-            aside = path.with_name(f"{path.name}.broken")
-            log.error("state_db_put_aside", path=str(path), aside=str(aside), error=str(error))
-            for suffix in ("", "-wal", "-shm"):
-                found = path.with_name(path.name + suffix)
-                if found.exists():
-                    found.replace(aside.with_name(aside.name + suffix))
             try:
                 self._db = self._opened()
-            except sqlite3.Error as again:
-                raise ResourceExhausted(f"{path}: {again}", code="state_db") from again
+            except sqlite3.DatabaseError as error:
+                if not _is_broken(error):  # locked, or the disk refuses: what it holds is good
+                    raise
+                _put_aside(path, str(error))
+                self._db = self._opened()
+        except (sqlite3.Error, OSError) as error:
+            raise ResourceExhausted(f"{path}: {error}", code="state_db") from error
 
     def _opened(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self._path, timeout=_BUSY_S, check_same_thread=False)
+        db = sqlite3.connect(self._path, timeout=self._busy_s, check_same_thread=False)
         try:
             os.chmod(self._path, 0o600)
             db.execute("PRAGMA journal_mode=WAL")
@@ -108,7 +143,11 @@ class Ledger:
             db.execute("PRAGMA synchronous=NORMAL")
             version = int(db.execute("PRAGMA user_version").fetchone()[0])
             if version not in (0, VERSION):
-                raise sqlite3.DatabaseError(f"version {version}, expected {VERSION}")
+                raise _Unknown(f"version {version}, expected {VERSION}")
+            # What is damaged inside is found now, not by the first who reads there.
+            found = str(db.execute("PRAGMA quick_check(1)").fetchone()[0])
+            if found != "ok":
+                raise _Unknown(found)
             db.executescript(_SCHEMA)
             db.execute(f"PRAGMA user_version={VERSION}")
             db.commit()
