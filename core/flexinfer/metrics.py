@@ -38,8 +38,8 @@ METRICS: tuple[Metric, ...] = (
     Metric("flexinfer_replicas", "gauge", "Replicas in the router's snapshot, by phase.", ("model", "phase")),
     Metric("flexinfer_fleet_generation", "gauge", "Generation of the fleet snapshot that is applied."),
     Metric("flexinfer_fleet_connected", "gauge", "1 while the fleet source is connected."),
-    Metric("flexinfer_cold_starts_total", "counter", "Engine starts, by outcome.", ("model", "outcome")),
-    Metric("flexinfer_cold_start_seconds", "histogram", "Cold starts by phase, as the operator measured them.", ("model", "phase")),
+    Metric("flexinfer_cold_starts_total", "counter", "Starts that a router waited for, by outcome: ready, failed.", ("model", "outcome")),
+    Metric("flexinfer_cold_start_seconds", "histogram", "From a Model being wanted or loading, with no replica ready, to one being ready.", ("model", "phase")),
 )  # fmt: skip
 
 

@@ -28,6 +28,7 @@ from flexinfer_serving.explain import Record
 from flexinfer_serving.first_tokens import FirstTokens
 from flexinfer_serving.fleet import DemandSink
 from flexinfer_serving.leasing import Lessor
+from flexinfer_serving.measures import Measures
 from flexinfer_serving.probing import Probe, Prober
 from flexinfer_serving.routing import Route, Strategy
 from flexinfer_serving.routing.chosen import Chosen
@@ -56,6 +57,7 @@ class _Entry:
 
     model: FleetModel
     gate: Gate
+    measures: Measures
     prober: Prober | None = None
     tickets: dict[RequestId, Ticket] = field(default_factory=dict)
     timer: asyncio.TimerHandle | None = None
@@ -164,7 +166,7 @@ class Dispatcher:
                 self._settle(
                     known, known.gate.updated(model, now_s=now_s, strategy=strategy), now_s
                 )
-            self._count_replicas(model)
+            known.measures.count_replicas(model)
 
     def connected(self, is_connected: bool) -> None:
         self.is_connected = is_connected
@@ -268,11 +270,7 @@ class Dispatcher:
                     self._refuse(entry, effect, now_s)
                 case Wake():
                     log.info("model_wanted", model=entry.model.name)
-        name = entry.model.name
-        self._metrics.set("flexinfer_requests_waiting", entry.gate.waiting, model=name)
-        self._metrics.set("flexinfer_waiting_bytes", entry.gate.waiting_bytes, model=name)
-        in_flight = sum(entry.gate.in_flight.values())
-        self._metrics.set("flexinfer_requests_in_flight", in_flight, model=name)
+        entry.measures.look(entry.gate, entry.model, now_s=now_s)
         self._set_timer(entry, now_s)
         if entry.lessor is not None:
             entry.lessor.look()
@@ -343,7 +341,7 @@ class Dispatcher:
             can_wake=self._sink is not None,
         )
         gate = Gate(model, limits=limits, strategy=strategy, now_s=now_s)
-        entry = _Entry(model=model, gate=gate)
+        entry = _Entry(model=model, gate=gate, measures=Measures(self._metrics, model.name))
         entry.prober = Prober(
             self._probe,
             current=lambda: entry.model,
@@ -386,8 +384,3 @@ class Dispatcher:
             entry.lessor.stop()
         if entry.prober is not None:
             entry.prober.stop()
-
-    def _count_replicas(self, model: FleetModel) -> None:
-        for phase in ("loading", "ready", "draining"):
-            count = sum(replica.phase == phase for replica in model.replicas)
-            self._metrics.set("flexinfer_replicas", count, model=model.name, phase=phase)
