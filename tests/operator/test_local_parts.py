@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import sqlite3
@@ -102,6 +103,25 @@ def test_a_file_that_is_too_large_is_refused_unread(home: Home) -> None:
     files.scan()
     (fault,) = files.faults().values()
     assert "1048576" in fault
+
+
+def test_a_file_that_the_disk_refused_once_is_read_again_unchanged(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(home.models, "a.yaml", GOOD % "a")
+    files = ModelFiles(home.models)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refuse)
+        files.scan()
+        assert files.scan()
+        assert not files.scan()
+        assert list(files.faults()) == [home.models / "a.yaml"]
+    assert files.scan()
+    assert (list(files.written()), files.faults()) == (["a"], {})
+
+
+def refuse(*_: object, **__: object) -> Any:
+    raise OSError(errno.EIO, "Input/output error")
 
 
 # The ledger

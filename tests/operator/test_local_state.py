@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import sqlite3
 import sys
@@ -13,14 +14,26 @@ from typing import Any
 import pytest
 
 from flexinfer.artifact import evidence as measured
+from flexinfer.catalog import Catalog
 from flexinfer.errors import IntegrityError
 from flexinfer.fleet import DemandLease
-from flexinfer.oci import parse_digest
+from flexinfer.oci import Descriptor, parse_digest
 from flexinfer.places import Home
 from flexinfer.resources.model import Condition, ModelStatus
+from flexinfer.settings import CatalogSection
 from flexinfer.store import Store
+from flexinfer.testing.local_engine import lookup
+from flexinfer_operator.local.binding import Binder
+from flexinfer_operator.local.models import ModelFiles
+from flexinfer_operator.local.sight import Seen, Sight
 from flexinfer_operator.plan.view import ModelView, Snapshot
-from flexinfer_operator.testing.world import LocalWorld, publish, replicas_of, write_file
+from flexinfer_operator.testing.world import (
+    LocalWorld,
+    publish,
+    replicas_of,
+    write_file,
+    write_model,
+)
 
 Play = Callable[..., None]
 
@@ -163,6 +176,98 @@ def test_evidence_that_arrives_opens_the_gate(play: Play) -> None:
         )
         publish(world.home, f"file://{world.home.work}/tiny.gguf", b"tiny" * 10, evidence=result)
         await world.ready("tiny")
+
+    play(scene)
+
+
+def test_a_change_that_one_failed_look_saw_is_bound_by_the_next(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("good", "tiny"):
+        write_model(home, name)
+    binder = Binder(home, CatalogSection(), store=Store(home.store), engines=lookup)
+    sight = Sight(files=ModelFiles(home.models), binder=binder)
+
+    def look() -> Seen | None:
+        return asyncio.run(sight.look(lambda _: None, with_catalog=True, is_asked=False))
+
+    resolve = Store.resolve
+
+    def refuses(store: Store, name: str) -> Descriptor:
+        if "tiny" in name:
+            raise OSError(errno.EIO, "Input/output error")
+        return resolve(store, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "resolve", refuses)
+        first = look()
+    assert first is not None and first.bindings["good"].bound.is_cached
+    failure = first.bindings["tiny"].bound.unreadable
+    assert failure is not None and failure.code == "store_unreadable"
+    second = look()
+    assert second is not None and list(second.bindings) == ["tiny"]
+    assert second.bindings["tiny"].bound.is_cached
+    assert look() is None
+
+    # One that was bound well is given a moment; nothing of the edit is lost.
+    write_file(home, "tiny", source=f"file://{home.work}/tiny.gguf", aliases=["t"])
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "resolve", refuses)
+        looks = [look() for _ in range(3)]
+    said = [one is not None and "tiny" in one.bindings for one in looks]
+    assert said == [False, False, True]
+    healed = look()
+    assert healed is not None and healed.bindings["tiny"].bound.is_cached
+    assert healed.written["tiny"].model.spec.aliases == ("t",)
+    assert look() is None
+
+
+def test_news_of_a_look_that_failed_whole_are_not_lost(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_model(home, "tiny")
+    binder = Binder(home, CatalogSection(), store=Store(home.store), engines=lookup)
+    sight = Sight(files=ModelFiles(home.models), binder=binder)
+
+    def look() -> Seen | None:
+        return asyncio.run(sight.look(lambda _: None, with_catalog=True, is_asked=False))
+
+    assert look() is not None and look() is None
+    new = publish(home, f"file://{home.work}/tiny.gguf", b"other")
+    binder._catalog_marks = ()  # an entry changed
+    with monkeypatch.context() as patch:
+
+        def load(*_: object) -> Catalog:
+            raise OSError(errno.EIO, "Input/output error")
+
+        patch.setattr(Catalog, "load", load)
+        with pytest.raises(OSError, match="Input/output"):
+            look()
+    seen = look()
+    assert seen is not None and seen.bindings["tiny"].bound.digest == new.digest
+    assert look() is None
+
+
+def test_a_store_entry_that_cannot_be_read_fails_one_model_with_its_reason(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve = Store.resolve
+
+    def refuses(store: Store, name: str) -> Descriptor:
+        if "tiny" in name:
+            raise OSError(errno.EIO, "Input/output error")
+        return resolve(store, name)
+
+    async def scene(world: LocalWorld) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "resolve", refuses)
+            write_model(world.home, "tiny")
+            await world.put("good")
+            failed = await world.phase("tiny", "Failed")
+            assert "Input/output error" in failed.message
+            await condition(world, "Cached", "StoreUnreadable")
+            await world.phase("good", "Idle")
+        await world.phase("tiny", "Idle")
 
     play(scene)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,7 +15,7 @@ from flexinfer.catalog import Catalog, search_paths
 from flexinfer.catalog.binding import wanted
 from flexinfer.catalog.folder import entry_files
 from flexinfer.engine import EngineArtifact
-from flexinfer.errors import FlexInferError, NotFound
+from flexinfer.errors import FlexInferError, NotFound, Unavailable
 from flexinfer.fleet import Failure
 from flexinfer.launching import engine_artifact
 from flexinfer.log import get_logger
@@ -60,21 +61,28 @@ class Binder:
         """By Model: each blob of its artifact as it was when the Model was bound."""
 
     def has_news(self, *, with_catalog: bool) -> bool:
-        """Return whether names, blobs or (*with_catalog*) entries may have changed since the last call."""
+        """Return whether names, blobs or (*with_catalog*) entries may have changed since the last call.
+
+        A call that raises leaves its news to the next one.
+        """
         store_marks = _marks((self._store.root / "index.json", self._store.root / "quarantine"))
         news = store_marks != self._store_marks or self._has_touched_blobs()
-        self._store_marks = store_marks
         if with_catalog or self._catalog is None:
             files, _ = entry_files(self._paths())
             marks = _marks(files)
             if self._catalog is None or marks != self._catalog_marks:
-                self._catalog_marks = marks
                 self._catalog = Catalog.load(self._paths())
+                self._catalog_marks = marks
                 news = True
+        self._store_marks = store_marks
         return news
 
     def bind(self, model: Model, status: ModelStatus | None) -> Binding:
-        """Return what *model* is bound to. *status* holds the digest that it was bound to before."""
+        """Return what *model* is bound to. *status* holds the digest that it was bound to before.
+
+        Raises:
+            OSError, FlexInferError: the disk or the store cannot tell now.
+        """
         self._blobs.pop(model.metadata.name, None)
         bound, artifact = self._bound(model, status)
         return Binding(
@@ -98,7 +106,9 @@ class Binder:
     def _blob_state(self, digest: Digest) -> BlobState:
         if self._store.is_stamped(digest):
             return "stamped"
-        return "touched" if self._store.has(digest) else "missing"
+        with suppress(OSError):  # whoever binds the Model says why
+            return "touched" if self._store.has(digest) else "missing"
+        return "missing"
 
     def _paths(self) -> tuple[Path, ...]:
         return search_paths(self._section, self._home, Path.cwd())
@@ -118,6 +128,8 @@ class Binder:
         try:
             return self._looked_at(model.metadata.name, reference, digest)
         except FlexInferError as error:
+            if _may_pass(error):
+                raise
             return Bound(reference=reference, digest=digest, damage=error.message), None
 
     def _digest(self, reference: str, status: ModelStatus | None) -> Digest | None:
@@ -166,6 +178,8 @@ class Binder:
         try:
             statements = self._store.evidence(digest)
         except FlexInferError as error:
+            if _may_pass(error):
+                raise
             log.warning("evidence_unreadable", digest=digest, code=error.code, error=error.message)
             return ()
         found: list[TestResult] = []
@@ -177,6 +191,11 @@ class Binder:
             except FlexInferError as error:
                 log.warning("evidence_ignored", digest=digest, error=error.message)
         return tuple(found)
+
+
+def _may_pass(error: FlexInferError) -> bool:
+    """Say whether it tells of the disk or of another process, not of the artifact."""
+    return isinstance(error, Unavailable) or error.code == "disk_error"
 
 
 def _doubt(artifact: Artifact, blobs: Mapping[Digest, BlobState]) -> str:

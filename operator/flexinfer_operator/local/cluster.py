@@ -39,6 +39,7 @@ from flexinfer_operator.local.pool import Pool
 from flexinfer_operator.local.replica import Means, Replica
 from flexinfer_operator.local.routers import RouterServer
 from flexinfer_operator.local.shelf import Known, Shelf
+from flexinfer_operator.local.sight import Sight
 from flexinfer_operator.local.tools import HomeTools, Tools
 from flexinfer_operator.plan.action import Action, Build, Drain, Start, Stop, Undrain
 from flexinfer_operator.plan.view import Crash, Policy, Snapshot
@@ -77,8 +78,10 @@ class LocalCluster:
             drain_timeout_s=self._section.drain_timeout_s,
         )
         self._store = Store(home.store)
-        self._files = ModelFiles(home.models, on_fault=announce_refusal)
-        self._binder = Binder(home, settings.catalog, store=self._store, engines=engines)
+        self._sight = Sight(
+            files=ModelFiles(home.models, on_fault=announce_refusal),
+            binder=Binder(home, settings.catalog, store=self._store, engines=engines),
+        )
         self._desk = Desk(home.state_db, clock)
         self._shelf = Shelf(clock)
         self._book = LeaseBook()
@@ -335,22 +338,19 @@ class LocalCluster:
     # Looking
 
     async def _look(self, with_catalog: bool) -> None:
-        """Read what changed in `models/`, the store and the catalog, and bind every Model anew if anything did."""
-        changed, news = await asyncio.to_thread(
-            lambda: (self._files.scan(), self._binder.has_news(with_catalog=with_catalog))
+        """Read what changed in `models/`, the store and the catalog, and bind what that concerns anew."""
+        unseen = any(known.is_build_unseen for _, known in self._shelf.items())
+        seen = await self._sight.look(
+            lambda name: self._shelf.status(name, self._desk.known(name)),
+            with_catalog=with_catalog,
+            is_asked=unseen,
         )
-        unseen = [name for name, known in self._shelf.items() if known.is_build_unseen]
-        if not (changed or news or unseen):
+        if seen is None:
             return
-        written = self._files.written()
-        statuses = {n: self._shelf.status(n, self._desk.known(n)) for n in written}
-        bindings = await asyncio.to_thread(
-            lambda: {n: self._binder.bind(w.model, statuses[n]) for n, w in written.items()}
-        )
-        self._binder.keep_only(written)
-        for name, one in written.items():
+        written = seen.written
+        for name, binding in seen.bindings.items():
             remembered = self._desk.known(name)
-            known, is_different = self._shelf.put(one, bindings[name], remembered)
+            known, is_different = self._shelf.put(written[name], binding, remembered)
             if known.cold_starts is None and known.bound.digest:
                 known.cold_starts = self._desk.estimate(known.bound.digest)
             self._settle_build(known)
@@ -364,6 +364,8 @@ class LocalCluster:
 
     def _settle_build(self, known: Known) -> None:
         source = known.model.spec.source
+        if known.bound.unreadable is not None:
+            return
         if known.bound.is_cached:
             self._builder.succeeded(source)
         elif known.is_build_unseen:

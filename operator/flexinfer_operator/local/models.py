@@ -40,6 +40,8 @@ class _File:
     fault: str = ""
     doubt: str = ""
     """A fault that was seen once: an editor may not have finished writing."""
+    is_unread: bool = False
+    """The disk refused: the file is read again, whether it changes or not."""
 
 
 class ModelFiles:
@@ -60,6 +62,12 @@ class ModelFiles:
         for file, signature in found.items():
             before = self._files.get(file)
             if before is not None and before.signature == signature:
+                if before.is_unread:
+                    again = _read(file, signature, before)
+                    if not again.is_unread:
+                        self._files[file] = again
+                        changed = changed or not again.doubt
+                        continue
                 if before.doubt:
                     self._files[file] = replace(before, fault=before.doubt, doubt="")
                     if self._on_fault is not None:
@@ -122,7 +130,9 @@ def _read(file: Path, signature: Signature, before: _File | None) -> _File:
     except InvalidInput as error:
         return _File(signature=signature, model=model, doubt=error.message)
     except OSError as error:
-        return _File(signature=signature, model=model, doubt=f"{file}: {error.strerror}")
+        return _File(
+            signature=signature, model=model, doubt=f"{file}: {error.strerror}", is_unread=True
+        )
 
 
 def _parse(file: Path) -> Model:

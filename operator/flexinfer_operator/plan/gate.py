@@ -105,6 +105,9 @@ def _cached(
         return Check(status="True", reason="Cached"), None, False, None
     if bound.fault is not None:
         return Check(status="Unknown", reason="SourceInvalid"), None, False, None
+    if bound.unreadable is not None:
+        check = Check(status="Unknown", reason="StoreUnreadable", message=bound.unreadable.message)
+        return check, bound.unreadable, False, None
     what = bound.damage or f"nothing is published as {bound.reference}"
     tries = 1 if bound.damage else policy.build_tries
     failures = view.builds.failures

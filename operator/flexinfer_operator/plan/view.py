@@ -109,6 +109,8 @@ class Bound:
     """Test results bound to this digest."""
     fault: Failure | None = None
     """Why the source means nothing here: no such entry or variant."""
+    unreadable: Failure | None = None
+    """Why nothing can be said of the source now: the disk or the store refuses. It is looked at again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
