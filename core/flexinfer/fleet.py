@@ -32,7 +32,7 @@ ReplicaPhase = Literal["loading", "ready", "draining"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetReplica:
-    """One running engine. `id` is what clients may see; `url` and `key` never leave the router."""
+    """One running engine. Clients see a hash of `id`; `url` and `key` never leave the router."""
 
     id: str
     url: str

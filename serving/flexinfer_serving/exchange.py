@@ -25,6 +25,7 @@ from flexinfer.log import get_logger
 from flexinfer_serving import steering
 from flexinfer_serving.client import LINGER_S, Client, ClientGone, Headers
 from flexinfer_serving.dispatch import Admission, Ticket
+from flexinfer_serving.explain import opaque
 from flexinfer_serving.forward import Head, Reply, UpstreamFault
 from flexinfer_serving.openai import errors, sse
 from flexinfer_serving.openai.request import read
@@ -324,7 +325,7 @@ class Exchange:
         if model is not None:
             found.append((b"x-flexinfer-model", model.name.encode("ascii", "replace")))
         if replica is not None:
-            found.append((b"x-flexinfer-replica", replica.id.encode("ascii", "replace")))
+            found.append((b"x-flexinfer-replica", opaque(replica.id).encode()))
             found.append((b"x-flexinfer-cold-start", f"{self._held_s:.3f}".encode()))
             total_ms = 1000 * (self._clock.now_s() - self._started_s)
             held_ms = 1000 * self._held_s

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections import OrderedDict
 from dataclasses import asdict, dataclass, field
@@ -9,6 +10,12 @@ from typing import Any
 
 MAX_RECORDS = 1024
 MAX_STEPS = 64
+_SHOWN_DIGITS = 12
+
+
+def opaque(replica: str) -> str:
+    """Return what a client sees of a replica: the same for the same one, and nothing of its Model or count."""
+    return hashlib.sha256(replica.encode()).hexdigest()[:_SHOWN_DIGITS]
 
 
 @dataclass(slots=True)

@@ -20,6 +20,7 @@ from flexinfer.errors import PluginNotInstalled
 from flexinfer.testing import engine as scripts
 from flexinfer.testing.engine import PlainEngine, Script, ScriptedEngine, Seen, Wire
 from flexinfer.testing.fleet import ScriptedFleet, model, replica
+from flexinfer_serving.explain import opaque
 from flexinfer_serving.routing import STRATEGIES, Strategy
 from flexinfer_serving.routing.least_loaded import LeastLoaded
 from flexinfer_serving.testing import Running, raw_chat, running, until
@@ -71,7 +72,8 @@ def test_a_stream_passes_byte_for_byte() -> None:
 def test_an_answer_names_its_model_replica_and_times() -> None:
     response: httpx.Response = one(scripts.answers(), lambda router, _: router.chat())
     assert response.headers["x-flexinfer-model"] == "m"
-    assert response.headers["x-flexinfer-replica"] == "r1"
+    shown = response.headers["x-flexinfer-replica"]
+    assert shown == opaque("r1") and len(shown) == 12
     assert float(response.headers["x-flexinfer-cold-start"]) < 5
     assert "held;dur=" in response.headers["server-timing"]
     assert response.headers["x-flexinfer-explain"]
@@ -237,7 +239,7 @@ def test_a_replica_that_refuses_connections_is_left_out_and_taken_back_when_it_a
                 model(slots=4, replicas=(replica("r1", a.url), replica("r2", b.url)))
             )
             async with running(fleet) as router:
-                assert (await router.chat()).headers["x-flexinfer-replica"] == "r2"
+                assert (await router.chat()).headers["x-flexinfer-replica"] == opaque("r2")
                 await a.start(port)
                 await until(lambda: a.probes > 0)
 
@@ -245,7 +247,7 @@ def test_a_replica_that_refuses_connections_is_left_out_and_taken_back_when_it_a
                     return (await router.chat()).headers["x-flexinfer-replica"]
 
                 found = set()
-                while "r1" not in found:
+                while opaque("r1") not in found:
                     found.add(await answers())
                 assert (
                     await router.metric('flexinfer_retries_total{cause="connect",model="m"}') == 1

@@ -15,6 +15,7 @@ from flexinfer.fleet import ColdStart, Failure, FleetModel
 from flexinfer.testing import engine as scripts
 from flexinfer.testing.engine import Script, ScriptedEngine, Seen, Wire
 from flexinfer.testing.fleet import ScriptedFleet, model, replica
+from flexinfer_serving.explain import opaque
 from flexinfer_serving.testing import Running, raw_chat, running, until
 
 COLD = model(slots=2, cold_start_timeout_s=30.0, cold_start=ColdStart(p50_s=7, p95_s=9, samples=3))
@@ -256,7 +257,7 @@ def test_a_held_stream_gets_comments_then_its_values_then_the_engines_bytes() ->
                     fleet.publish(ready(engine))
             assert found[0].startswith(": flexinfer loading LoadingWeights 0.")
             values = next(line for line in found if "cold-start=" in line)
-            assert "model=m" in values and "replica=r1" in values
+            assert "model=m" in values and f"replica={opaque('r1')}" in values
             assert found[-1] == "data: [DONE]"
 
     run(test)
