@@ -121,6 +121,19 @@ def test_a_value_out_of_range_names_its_field(name: str, value: Any) -> None:
     assert refusal(**{name: value}).param == name
 
 
+@pytest.mark.parametrize("role", ["alien", "", "User", "x" * 9999])
+def test_a_role_that_nobody_has_is_refused_by_its_place(role: str) -> None:
+    said = [{"role": "user", "content": "hi"}, {"role": role, "content": "hi"}]
+    error = refusal(messages=said)
+    assert (error.code, error.param) == ("invalid_value", "messages[1].role")
+    assert len(error.message) < 200
+
+
+@pytest.mark.parametrize("role", ["system", "developer", "user", "assistant", "tool", "function"])
+def test_every_role_of_the_api_passes(role: str) -> None:
+    assert chat(messages=[{"role": role, "content": "hi"}]).model == "m"
+
+
 @pytest.mark.parametrize("name", ["n", "temperature", "max_tokens", "stop", "stream", "tools"])
 def test_null_is_as_good_as_absent(name: str) -> None:
     assert chat(**{name: None}).model == "m"

@@ -34,6 +34,7 @@ MAX_TOOLS_BYTES = 256 * 1024
 MAX_SCHEMA_BYTES = 64 * 1024
 MAX_BIAS = 1024
 MAX_SMALL_BYTES = 4096
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 Check = Callable[[str, msgspec.Raw], None]
 
@@ -159,7 +160,7 @@ def prompt(name: str, raw: msgspec.Raw) -> None:
 
 
 def messages(name: str, raw: msgspec.Raw) -> None:
-    """Shape, count, and that nothing in them makes an engine fetch an address."""
+    """Shape, count, roles, and that nothing in them makes an engine fetch an address."""
     try:
         found = _MESSAGES.decode(raw)
     except (msgspec.DecodeError, RecursionError) as error:
@@ -167,6 +168,9 @@ def messages(name: str, raw: msgspec.Raw) -> None:
     if not 1 <= len(found) <= MAX_MESSAGES:
         raise wrong(name, f"expected 1 to {MAX_MESSAGES} messages, found {len(found)}")
     for index, message in enumerate(found):
+        if message.role not in ROLES:
+            expected = f"expected one of {', '.join(ROLES)}"
+            raise wrong(f"{name}[{index}].role", f"{expected}; found {message.role[:32]!r}")
         _content(f"{name}[{index}].content", message.content)
 
 
