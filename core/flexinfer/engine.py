@@ -139,6 +139,8 @@ class Engine(ABC):
     """The tool environment that it runs in."""
     formats: ClassVar[frozenset[str]]
     """Artifact formats that it loads: `gguf`, `safetensors`."""
+    probe_path: ClassVar[str] = "/health"
+    """Where a running replica is asked whether it answers; the path of `Launch.readiness`."""
 
     @abstractmethod
     def problems(self, config: Mapping[str, Any]) -> tuple[Problem, ...]:

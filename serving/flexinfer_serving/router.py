@@ -21,7 +21,6 @@ from flexinfer_serving.forward import Forwarder, Head, PooledForwarder
 from flexinfer_serving.openai.request import TokenLimits
 
 _PROBE_TIMEOUT_S = 2.0
-_PROBE_PATH = "/health"
 
 
 class Stoppable(Protocol):
@@ -126,8 +125,8 @@ class Router:
         return Unavailable("the router is shutting down", code="router_stopping", retry_after_s=1.0)
 
     async def _probe(self, model: FleetModel, replica: FleetReplica) -> bool:
-        headers = proof(self.engine(model), replica)
-        head = Head(method="GET", path=_PROBE_PATH, headers=headers)
+        engine = self.engine(model)
+        head = Head(method="GET", path=engine.probe_path, headers=proof(engine, replica))
         return await self.forwarder.answers(head, replica, timeout_s=_PROBE_TIMEOUT_S)
 
 

@@ -10,7 +10,7 @@ import json
 import tracemalloc
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import pytest
@@ -386,3 +386,15 @@ def test_a_strategy_that_does_not_load_takes_no_model_away(monkeypatch: pytest.M
                     assert (await router.chat(model=name)).status_code == 200
 
     asyncio.run(run())
+
+
+def test_a_suspected_replica_is_asked_where_its_engine_says() -> None:
+    class Elsewhere(PlainEngine):
+        probe_path: ClassVar[str] = "/v1/alive"
+
+    async def ask(router: Running, engine: ScriptedEngine) -> None:
+        assert (await router.chat()).status_code == 503
+        await until(lambda: engine.probes)
+        assert engine.probe_paths == {"/v1/alive"}
+
+    one(scripts.status(503), ask, engine=Elsewhere())

@@ -118,6 +118,7 @@ class ScriptedEngine:
         self.probe_status = probe_status
         self.requests: list[Seen] = []
         self.probes = 0
+        self.probe_paths: set[str] = set()
         self.connections = 0
         self.open_connections = 0
         self.arrived = asyncio.Event()
@@ -189,6 +190,7 @@ class ScriptedEngine:
         seen = await _read(head, wire.reader)
         if seen.method == "GET":
             self.probes += 1
+            self.probe_paths.add(seen.path)
             await wire.whole(self.probe_status, b"{}")
             return True
         self.requests.append(seen)
