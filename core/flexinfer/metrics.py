@@ -6,6 +6,7 @@ Names have the prefix `flexinfer_` and base units. Labels are bounded: a model t
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,6 +50,7 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self._found: dict[str, Counter | Gauge | Histogram] = {}
+        self._labels = {metric.name: metric.labels for metric in METRICS}
         for metric in METRICS:
             self._found[metric.name] = self._make(metric)
 
@@ -78,6 +80,12 @@ class Metrics:
         found = self._found[name]
         assert isinstance(found, Histogram)
         (found.labels(**labels) if labels else found).observe(value)
+
+    def remove(self, name: str, **labels: str) -> None:
+        """Forget what was written with exactly these labels: what they named is gone."""
+        values = [labels[label] for label in self._labels[name]]
+        with suppress(KeyError):  # older client libraries raise it for what was never written
+            self._found[name].remove(*values)
 
     def exposition(self) -> bytes:
         """Return everything in the Prometheus text format (see CONTENT_TYPE)."""

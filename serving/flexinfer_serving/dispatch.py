@@ -376,6 +376,7 @@ class Dispatcher:
         if self._entries.get(entry.model.name) is entry:
             del self._entries[entry.model.name]
             self._chosen.forget(entry.model.name)
+            entry.measures.forget()
 
     def _stop(self, entry: _Entry) -> None:
         if entry.timer is not None:

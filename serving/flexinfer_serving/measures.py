@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from flexinfer.fleet import FleetModel
+from typing import get_args
+
+from flexinfer.fleet import FleetModel, ReplicaPhase
 from flexinfer.metrics import Metrics
 from flexinfer_serving.admission.effects import Phase
 from flexinfer_serving.admission.gate import Gate
+
+_PHASES: tuple[ReplicaPhase, ...] = get_args(ReplicaPhase)
+_GAUGES = ("flexinfer_requests_waiting", "flexinfer_waiting_bytes", "flexinfer_requests_in_flight")
 
 
 class Measures:
@@ -39,9 +44,16 @@ class Measures:
 
     def count_replicas(self, model: FleetModel) -> None:
         """Write how many replicas a snapshot shows."""
-        for phase in ("loading", "ready", "draining"):
+        for phase in _PHASES:
             count = sum(replica.phase == phase for replica in model.replicas)
             self._metrics.set("flexinfer_replicas", count, model=self._model, phase=phase)
+
+    def forget(self) -> None:
+        """The Model is gone: its gauges end, its counters stay."""
+        for gauge in _GAUGES:
+            self._metrics.remove(gauge, model=self._model)
+        for phase in _PHASES:
+            self._metrics.remove("flexinfer_replicas", model=self._model, phase=phase)
 
     def _ended(self, outcome: str, now_s: float) -> None:
         if self._since_s is None:

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from flexinfer.fleet import Failure
+from flexinfer.metrics import Metrics
 from flexinfer.testing import engine as scripts
 from flexinfer.testing.engine import ScriptedEngine
 from flexinfer.testing.fleet import ScriptedFleet, model, replica
@@ -65,3 +66,47 @@ def test_a_replica_that_was_only_suspected_is_no_cold_start() -> None:
         assert [await router.metric(line) for line in (READY, TIMES, FAILED)] == [0, 0, 0]
 
     serving(test)
+
+
+def test_the_gauges_of_a_model_end_with_it_and_its_counters_stay() -> None:
+    async def test(router: Running, fleet: ScriptedFleet, engine: ScriptedEngine) -> None:
+        fleet.publish(LOADING)
+        fleet.publish(replace(COLD, replicas=(replica("r1", engine.url),)))
+        assert (await router.chat()).status_code == 200
+        assert await router.metric('flexinfer_replicas{model="m",phase="ready"}') == 1
+        fleet.publish(model("n"))
+        await until(lambda: not router.router.active)
+        lines = (await router.admin.get("/metrics")).text.splitlines()
+        gauges = ("replicas", "requests_waiting", "waiting_bytes", "requests_in_flight")
+        for name in gauges:
+            shown = {
+                line.split('model="')[1].split('"')[0]
+                for line in lines
+                if line.startswith(f"flexinfer_{name}{{")
+            }
+            assert shown == {"n"}
+        assert await router.metric(READY) == 1
+        fleet.publish(COLD)
+        assert 'flexinfer_requests_waiting{model="m"}' in (await router.admin.get("/metrics")).text
+
+    serving(test)
+
+
+def test_the_gauges_of_a_removed_model_stay_until_its_last_request_has_ended() -> None:
+    async def test(router: Running, fleet: ScriptedFleet, engine: ScriptedEngine) -> None:
+        engine.script = scripts.raw(end="hold")
+        fleet.publish(replace(COLD, replicas=(replica("r1", engine.url),)))
+        ask = asyncio.ensure_future(router.chat())
+        await engine.arrived.wait()
+        fleet.publish()
+        in_flight = 'flexinfer_requests_in_flight{model="m"}'
+        assert await router.metric(in_flight) == 1
+        ask.cancel()
+        await until(lambda: not router.router.active)
+        assert in_flight not in (await router.admin.get("/metrics")).text
+
+    serving(test)
+
+
+def test_a_label_that_was_never_set_may_be_removed() -> None:
+    Metrics().remove("flexinfer_requests_waiting", model="nobody")
