@@ -1,17 +1,24 @@
-"""What an engine's plug-in says of a Model, asked with care: one that breaks its contract fails one Model only."""
+"""What plug-ins say of a Model, asked with care: one that breaks its contract fails one Model only."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 from flexinfer.engine import Engine, EngineArtifact, Resources
 from flexinfer.errors import FlexInferError
 from flexinfer.fleet import Failure
 from flexinfer.log import get_logger
-from flexinfer.resources.model import ModelSpec
+from flexinfer.plugins import names
+from flexinfer.resources.model import Model, ModelSpec
+from flexinfer.spelling import nearest
 from flexinfer_operator.plan.view import EngineFacts
 
 log = get_logger(__name__)
+
+STRATEGY_GROUP = "flexinfer.strategies"
+ROUTING_ANNOTATION = "flexinfer.ai/routing"
+_ROUTING_FIELD = "spec.routing.strategy"
 
 EngineLookup = Callable[[str], type[Engine]]
 """Name of a backend → its class; raises as `Registry.get`."""
@@ -42,6 +49,23 @@ def engine_facts(
         log.error("engine_plugin_failed", backend=spec.backend, exc_info=error)
         message = f"backend {spec.backend!r}: its plug-in failed: {type(error).__name__}: {error}"
         return EngineFacts(fault=Failure(code="plugin_error", message=message))
+
+
+def strategy_problems(model: Model) -> tuple[str, ...]:
+    """Return what is wrong with the routing strategy that *model* asks for, in one sentence, or nothing."""
+    name, known = model.strategy, _strategies()
+    if name in known:
+        return ()
+    is_annotated = bool(model.metadata.annotations.get(ROUTING_ANNOTATION))
+    where = f"metadata.annotations.{ROUTING_ANNOTATION}" if is_annotated else _ROUTING_FIELD
+    listed = ", ".join(known) or "none"
+    return (f"{where}: no strategy {name!r} (known: {listed}){nearest(name, known)}",)
+
+
+@cache
+def _strategies() -> tuple[str, ...]:
+    """Return the names; what is installed does not change while a process runs, and finding it takes long."""
+    return names(STRATEGY_GROUP)
 
 
 def _launch_fault(engine: Engine, spec: ModelSpec, artifact: EngineArtifact) -> Failure | None:

@@ -19,10 +19,12 @@ from flexinfer.errors import IntegrityError
 from flexinfer.fleet import DemandLease
 from flexinfer.oci import Descriptor, parse_digest
 from flexinfer.places import Home
-from flexinfer.resources.model import Condition, ModelStatus
+from flexinfer.plugins import names
+from flexinfer.resources.model import Condition, Model, ModelStatus
 from flexinfer.settings import CatalogSection
 from flexinfer.store import Store
 from flexinfer.testing.local_engine import lookup
+from flexinfer_operator.facts import ROUTING_ANNOTATION, STRATEGY_GROUP, strategy_problems
 from flexinfer_operator.local.binding import Binder
 from flexinfer_operator.local.models import ModelFiles
 from flexinfer_operator.local.sight import Seen, Sight
@@ -104,6 +106,38 @@ def test_a_config_key_that_the_engine_does_not_know_is_named_with_the_nearest(pl
         assert "spec.config.slotz" in refused.message and "'slots'" in refused.message
 
     play(scene)
+
+
+def test_a_routing_strategy_that_is_not_here_is_named_with_the_nearest(play: Play) -> None:
+    async def scene(world: LocalWorld) -> None:
+        await world.put("tiny", routing={"strategy": "least-loadet"})
+        await wake(world)
+        refused = await condition(world, "ConfigValid", "ConfigInvalid")
+        assert refused.status == "False"
+        assert "spec.routing.strategy" in refused.message
+        assert "did you mean 'least-loaded'?" in refused.message
+        await world.phase("tiny", "Failed")
+        assert replicas_of(world.cluster.observe(), "tiny") == ()
+        await world.put("tiny", routing={"strategy": "least-loaded"})
+        await world.ready("tiny")
+
+    play(scene)
+
+
+def test_every_strategy_that_is_published_is_accepted_and_an_annotation_is_named() -> None:
+    def model(strategy: str) -> Model:
+        annotations = {ROUTING_ANNOTATION: strategy}
+        return Model.model_validate(
+            {
+                "metadata": {"name": "tiny", "annotations": annotations},
+                "spec": {"source": "file:///m.gguf"},
+            }
+        )
+
+    known = names(STRATEGY_GROUP)
+    assert known and all(strategy_problems(model(one)) == () for one in known)
+    (problem,) = strategy_problems(model("nonsense"))
+    assert problem.startswith(f"metadata.annotations.{ROUTING_ANNOTATION}: ")
 
 
 def test_a_catalog_entry_that_is_not_there_is_named(play: Play) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +25,7 @@ from flexinfer.resources.model import Model, ModelStatus
 from flexinfer.resources.source import parse_source
 from flexinfer.settings import CatalogSection
 from flexinfer.store import Store
-from flexinfer_operator.facts import EngineLookup, engine_facts
+from flexinfer_operator.facts import EngineLookup, engine_facts, strategy_problems
 from flexinfer_operator.plan.view import Bound, EngineFacts
 
 log = get_logger(__name__)
@@ -85,11 +85,9 @@ class Binder:
         """
         self._blobs.pop(model.metadata.name, None)
         bound, artifact = self._bound(model, status)
-        return Binding(
-            bound=bound,
-            engine=engine_facts(self._engines, model.spec, artifact),
-            artifact=artifact,
-        )
+        engine = engine_facts(self._engines, model.spec, artifact)
+        problems = (*engine.problems, *strategy_problems(model))
+        return Binding(bound=bound, engine=replace(engine, problems=problems), artifact=artifact)
 
     def keep_only(self, models: Collection[str]) -> None:
         """Watch the blobs of *models* and of no others."""

@@ -115,14 +115,14 @@ class Bound:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineFacts:
-    """What the engine's plug-in says of a Model."""
+    """What plug-ins say of a Model: its engine's, and which routing strategies there are."""
 
     limits: Limits | None = None
     """None where the config has problems."""
     endpoints: tuple[str, ...] = ()
     formats: frozenset[str] = frozenset()
     problems: tuple[str, ...] = ()
-    """One sentence for each key of `spec.config` that it does not accept."""
+    """One sentence for each key of `spec.config` that it does not accept, and for a strategy that is not here."""
     fault: Failure | None = None
     """Why there is no such engine here."""
 
