@@ -1,13 +1,16 @@
 # FlexInfer. Needs: make, and a Python of 3.11 to 3.14 with venv. All else is installed into .venv.
-#   make up      everything on this machine: the first answer in minutes     make check   format, lint, types, imports
-#   make test    the tests that any machine can run                           make fmt     format
+#   make up      everything on this machine                 make check   format, lint, types, imports
+#   make test    the tests that any machine can run         make fmt     format
 #   make bench   the benchmarks                                               make clean   .venv and caches; never models
 SHELL := /bin/sh
 # The first that runs and is new enough (a shim may be there and not work). `make PYTHON=…` names one.
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
   $$p -c 'import sys; sys.exit(not (3,11) <= sys.version_info[:2] <= (3,14))' >/dev/null 2>&1 && echo $$p && break; done)
 BIN := .venv/bin
-.PHONY: up run-environment dev-environment test test-all check fmt bench lock clean
+.PHONY: help up run-environment dev-environment test test-all check fmt bench lock clean
+
+help:
+	@sed -n 's/^#   /  /p' Makefile
 
 up: run-environment
 	@exec $(BIN)/flexinfer up

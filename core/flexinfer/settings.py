@@ -34,7 +34,7 @@ class LogSection(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     """What is written at least."""
     format: Literal["json", "console"] = "json"
-    """One JSON object a line, or text."""
+    """`json`: one object a line; `console`: text."""
 
 
 class ServeSection(Section):

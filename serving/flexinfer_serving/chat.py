@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,8 @@ from flexinfer.errors import (
     Unauthorized,
     Unavailable,
 )
+from flexinfer.places import Home
+from flexinfer.settings import Settings, load, setting_files
 from flexinfer_serving.chat_stream import (
     Done,
     Failed,
@@ -55,7 +58,9 @@ _BY_STATUS: dict[int, type[FlexInferError]] = {
 
 def chat(
     model: Annotated[str, typer.Argument(help="The model's name, as `flexinfer model ls` has it.")],
-    url: Annotated[str, typer.Option(help="The router's address.")] = DEFAULT_URL,
+    url: Annotated[
+        str | None, typer.Option(help="The router's address; by default this machine's, as set.")
+    ] = None,
     message: Annotated[
         str | None, typer.Option("--message", "-m", help="Ask this, print the answer, and end.")
     ] = None,
@@ -72,7 +77,13 @@ def chat(
 
     Example: flexinfer chat smollm2-135m-instruct -m "What is the capital of France?"
     """
-    headers = {"authorization": f"Bearer {_key(key_file)}"} if key_file else {}
+    key = _key(key_file) if key_file else None
+    if url is None:
+        url, own_key = own_router(os.environ)
+        key = key or own_key
+    elif not urlsplit(url).path.strip("/"):
+        url = url.rstrip("/") + "/v1"
+    headers = {"authorization": f"Bearer {key}"} if key else {}
     timeout = httpx.Timeout(SILENCE_S, connect=5.0)
     # A router on this machine is never reached through a proxy.
     is_local = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
@@ -92,6 +103,19 @@ def chat(
             talk.ask(message)
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
+
+
+def own_router(environ: Mapping[str, str]) -> tuple[str, str | None]:
+    """Return the address of this machine's router and a key for it (None: it needs none), as the settings say.
+
+    Raises:
+        InvalidInput: code `bad_settings`.
+    """
+    section = load(Settings, environ, files=setting_files(Home.find(environ).root)).serve
+    host = "127.0.0.1" if section.host in ("0.0.0.0", "::", "localhost") else section.host
+    shown = f"[{host}]" if ":" in host else host
+    keys = section.api_keys
+    return f"http://{shown}:{section.port}/v1", keys[0].get_secret_value() if keys else None
 
 
 def converse(talk: Talk, read: Callable[[], str | None]) -> None:

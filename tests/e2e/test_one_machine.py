@@ -131,6 +131,12 @@ def test_status_says_what_runs(up: RunningUp) -> None:
     assert all(p["rssBytes"] > 0 for p in found["processes"])
 
 
+def test_chat_finds_the_router_where_the_settings_put_it(up: RunningUp) -> None:
+    said = up.command("chat", STARTER, "-m", "Name the capital city of France.")
+    assert said.returncode == 0, said.stderr
+    assert "Paris" in said.stdout
+
+
 def test_twenty_clients_wake_a_sleeping_model_once(up: RunningUp) -> None:
     up.edit("coldStartTimeout: 60s", "coldStartTimeout: 300s")
     sleeping(up)
