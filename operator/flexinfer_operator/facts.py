@@ -10,6 +10,8 @@ from flexinfer.errors import FlexInferError
 from flexinfer.fleet import Failure
 from flexinfer.log import get_logger
 from flexinfer.plugins import names
+from flexinfer.resources.document import Document
+from flexinfer.resources.located import Problem, find
 from flexinfer.resources.model import Model, ModelSpec
 from flexinfer.spelling import nearest
 from flexinfer_operator.plan.view import EngineFacts
@@ -49,6 +51,22 @@ def engine_facts(
         log.error("engine_plugin_failed", backend=spec.backend, exc_info=error)
         message = f"backend {spec.backend!r}: its plug-in failed: {type(error).__name__}: {error}"
         return EngineFacts(fault=Failure(code="plugin_error", message=message))
+
+
+def edit_problems(lookup: EngineLookup, document: Document[Model]) -> tuple[Problem, ...]:
+    """Return what the engine's plug-in refuses of `spec.config`, each at its place. A plug-in that is not here, or
+    fails, refuses nothing: the Model's conditions say so."""
+    spec = document.value.spec
+    try:
+        found = lookup(spec.backend)().problems(spec.config)
+    except Exception:  # engine_facts asks it too, and logs what it did
+        return ()
+    return tuple(
+        Problem(
+            find(document.root, ("spec", "config", one.key))[0], f"config.{one.key}: {one.message}"
+        )
+        for one in found
+    )
 
 
 def strategy_problems(model: Model) -> tuple[str, ...]:

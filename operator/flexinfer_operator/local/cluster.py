@@ -24,7 +24,7 @@ from flexinfer.places import Home
 from flexinfer.resources.model import ModelStatus
 from flexinfer.settings import Settings
 from flexinfer.store import Store
-from flexinfer_operator.facts import EngineLookup
+from flexinfer_operator.facts import EngineLookup, edit_problems
 from flexinfer_operator.leases import LeaseBook
 from flexinfer_operator.local.adoption import find_engines
 from flexinfer_operator.local.binding import Binder
@@ -51,7 +51,6 @@ SOCKET = "operator.sock"
 # A router that went away may be restarting: its requests are not given up at once.
 _LEAVE_GRACE_S = 2.0
 # An edit acts within a second, a finished build as well; a look costs a handful of system calls.
-_LOOK_EVERY_S = 0.25
 _DAMAGE_MEMORY_S = 60.0
 
 
@@ -79,7 +78,11 @@ class LocalCluster:
         )
         self._store = Store(home.store)
         self._sight = Sight(
-            files=ModelFiles(home.models, on_fault=announce_refusal),
+            files=ModelFiles(
+                home.models,
+                on_fault=announce_refusal,
+                check=lambda document: edit_problems(engines, document),
+            ),
             binder=Binder(home, settings.catalog, store=self._store, engines=engines),
         )
         self._desk = Desk(home.state_db, clock)
@@ -138,7 +141,7 @@ class LocalCluster:
         except BaseException:
             await self.close()
             raise
-        every_s = min(_LOOK_EVERY_S, self._section.rescan_s)
+        every_s = self._section.rescan_s
         looking = keep_looking(self._look, self._look_now, every_s=every_s)
         self._looking = asyncio.create_task(looking, name="look")
 

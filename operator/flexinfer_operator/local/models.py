@@ -1,18 +1,20 @@
 """The Models that a user wrote: `models/*.yaml`, and what became of each file's newest edit.
 
-A file that cannot be read as a Model changes nothing: its last good state holds, and the edit's fault is shown.
+An edit that is no Model, or one that its engine refuses, changes nothing: the file's last good state holds, and the
+edit's fault is shown. A new file that only its engine refuses is a Model, whose condition says why.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flexinfer.errors import InvalidInput
 from flexinfer.log import get_logger
-from flexinfer.resources.document import parse_document
+from flexinfer.resources.document import Document, DocumentInvalid, parse_located
+from flexinfer.resources.located import Problem
 from flexinfer.resources.model import Model
 
 log = get_logger(__name__)
@@ -22,6 +24,8 @@ MAX_FILE_BYTES = 1024 * 1024
 _SUFFIXES = (".yaml", ".yml")
 
 Signature = tuple[int, int, int, int]
+Check = Callable[[Document[Model]], Sequence[Problem]]
+"""What is wrong with a Model beyond its schema, with places."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +51,15 @@ class _File:
 class ModelFiles:
     """The folder *folder*, looked at by `scan`. Not for two threads at once. *on_fault* hears each refusal once."""
 
-    def __init__(self, folder: Path, *, on_fault: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        on_fault: Callable[[str], None] | None = None,
+        check: Check | None = None,
+    ) -> None:
         self._folder = folder
+        self._check = check
         self._on_fault = on_fault
         self._files: dict[Path, _File] = {}
 
@@ -63,7 +74,7 @@ class ModelFiles:
             before = self._files.get(file)
             if before is not None and before.signature == signature:
                 if before.is_unread:
-                    again = _read(file, signature, before)
+                    again = self._read(file, signature, before)
                     if not again.is_unread:
                         self._files[file] = again
                         changed = changed or not again.doubt
@@ -74,10 +85,27 @@ class ModelFiles:
                         self._on_fault(before.doubt)
                     changed = True
                 continue
-            now = _read(file, signature, before)
+            now = self._read(file, signature, before)
             self._files[file] = now
+            if before is not None and before.fault and not now.doubt:
+                log.info("model_file_accepted", file=str(file), human=f"{file}: accepted")
             changed = changed or not now.doubt
         return changed
+
+    def _read(self, file: Path, signature: Signature, before: _File | None) -> _File:
+        model = None if before is None else before.model
+        try:
+            document = _parse(file)
+            if model is not None and self._check is not None:
+                if problems := self._check(document):
+                    raise DocumentInvalid(str(file), problems)
+            return _File(signature=signature, model=document.value)
+        except InvalidInput as error:
+            return _File(signature=signature, model=model, doubt=error.message)
+        except OSError as error:
+            return _File(
+                signature=signature, model=model, doubt=f"{file}: {error.strerror}", is_unread=True
+            )
 
     def written(self) -> dict[str, WrittenModel]:
         """Return the Models by name. Where two files define one, the first file's is taken."""
@@ -123,19 +151,7 @@ def _signatures(folder: Path) -> dict[Path, Signature]:
     return found
 
 
-def _read(file: Path, signature: Signature, before: _File | None) -> _File:
-    model = None if before is None else before.model
-    try:
-        return _File(signature=signature, model=_parse(file))
-    except InvalidInput as error:
-        return _File(signature=signature, model=model, doubt=error.message)
-    except OSError as error:
-        return _File(
-            signature=signature, model=model, doubt=f"{file}: {error.strerror}", is_unread=True
-        )
-
-
-def _parse(file: Path) -> Model:
+def _parse(file: Path) -> Document[Model]:
     with file.open("rb") as stream:
         data = stream.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
@@ -145,4 +161,4 @@ def _parse(file: Path) -> Model:
     except UnicodeDecodeError as error:
         message = f"{file}: not UTF-8 at byte {error.start}"
         raise InvalidInput(message, code="document_invalid") from error
-    return parse_document(Model, text, str(file))
+    return parse_located(Model, text, str(file))
