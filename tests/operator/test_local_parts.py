@@ -20,7 +20,13 @@ from typer.testing import CliRunner
 from flexinfer.errors import NotFound, PluginError, ResourceExhausted
 from flexinfer.places import Home
 from flexinfer.process import Usage
-from flexinfer.resources.model import ModelSpec, ModelStatus
+from flexinfer.resources.model import (
+    ArtifactStatus,
+    ColdStartPhases,
+    ColdStartStatus,
+    ModelSpec,
+    ModelStatus,
+)
 from flexinfer.testing.local_engine import LocalEngine, lookup
 from flexinfer_operator.cli import model as model_app
 from flexinfer_operator.facts import engine_facts
@@ -454,6 +460,39 @@ def test_a_model_is_described_by_name_and_alias(home: Home, run: Any) -> None:
     assert tree["metadata"]["name"] == "tiny" and tree["generation"] == 4
     assert tree["status"]["phase"] == "Idle" and tree["replicas"] == []
     assert "phase         Idle" in run("describe", "tiny").output
+
+
+def test_a_phase_that_nobody_measured_is_not_shown(home: Home, run: Any) -> None:
+    write_file(home, "tiny", source="file:///m.gguf")
+    shown = ColdStartStatus(
+        p50_seconds=1.5, p95_seconds=1.5, phases=ColdStartPhases(verify=0.25, load=1.25)
+    )
+    artifact = ArtifactStatus(
+        digest="sha256:" + "0" * 64,
+        reference="a:b",
+        format="gguf",
+        quantization="Q8_0",
+        size_bytes=1,
+    )
+    status = ModelStatus(cold_start=shown, artifact=artifact)
+    ledger = Ledger(home.state_db, machine=machine_name())
+    known = KnownModel(spec_hash="h", generation=1, created_unix_s=1, status=status)
+    ledger.save_all({"tiny": known})
+    tree = json.loads(run("describe", "tiny", "--json").output)
+    assert tree["coldStarts"] == {"samples": 0, "p50Seconds": None, "p95Seconds": None, "last": []}
+    (row,) = json.loads(run("ls", "--json").output)
+    assert row["coldStartSeconds"] is None
+
+    record = start(1.25, digest=artifact.digest)
+    ledger.add(replace(record, phases={"verify": 0.25, "load": 1.25}))
+    ledger.close()
+    tree = json.loads(run("describe", "tiny", "--json").output)
+    assert tree["status"]["coldStart"]["phases"] == {"verify": 0.25, "load": 1.25}
+    (last,) = tree["coldStarts"]["last"]
+    assert set(last) == {"replica", "atUnixSeconds", "verify", "load"}
+    text = run("describe", "tiny").output
+    assert "verify" in text and "load " in text
+    assert "fetch" not in text and "first_token" not in text
 
 
 def test_an_unknown_model_is_named_with_the_nearest(home: Home, run: Any) -> None:

@@ -255,14 +255,12 @@ def read_state(path: Path, *, machine: str, digests: Iterable[str] | None = None
 
 
 def summarize(starts: Sequence[ColdStartRecord]) -> ColdStarts:
-    """Return the median and the 95th percentile of whole starts, and the median of each phase."""
+    """Return the median and the 95th percentile of whole starts, and the median of each phase that was measured."""
     if not starts:
         return ColdStarts(samples=0, p50_s=0.0, p95_s=0.0)
     totals = sorted(start.total_s for start in starts)
-    phases = {
-        name: statistics.median([s.phases[name] for s in starts if s.phases.get(name)] or [0.0])
-        for name in PHASES
-    }
+    measured = {name: [s.phases[name] for s in starts if s.phases.get(name)] for name in PHASES}
+    phases = {name: statistics.median(found) for name, found in measured.items() if found}
     return ColdStarts(
         samples=len(starts),
         p50_s=statistics.median(totals),

@@ -75,7 +75,7 @@ class ModelOverview:
             "digest": None if artifact is None else artifact.digest,
             "quantization": self.quantization,
             "sizeBytes": self.size_bytes,
-            "coldStartSeconds": round(self.cold_start_s, 3),
+            "coldStartSeconds": round(self.cold_start_s, 3) if self.starts else None,
             "message": self.message,
             "file": str(self.written.file),
         }
@@ -85,16 +85,19 @@ class ModelOverview:
         resource = self.written.model.model_copy(update={"status": self.status})
         tree: dict[str, Any] = resource.model_dump(mode="json", by_alias=True, exclude_none=True)
         estimate = summarize(self.starts)
+        shown = tree.get("status", {}).get("coldStart")
+        if shown is not None:  # a phase that nobody measured is 0.0 in the resource
+            shown["phases"] = {name: s for name, s in shown["phases"].items() if s > 0}
         tree["generation"] = self.generation
         tree["file"] = str(self.written.file)
         tree["refused"] = self.written.fault
         tree["coldStarts"] = {
             "samples": estimate.samples,
-            "p50Seconds": round(estimate.p50_s, 3),
-            "p95Seconds": round(estimate.p95_s, 3),
+            "p50Seconds": round(estimate.p50_s, 3) if estimate.samples else None,
+            "p95Seconds": round(estimate.p95_s, 3) if estimate.samples else None,
             "last": [
                 {"replica": one.replica, "atUnixSeconds": round(one.at_unix_s, 3)}
-                | {name: round(seconds, 3) for name, seconds in one.phases.items()}
+                | {name: round(seconds, 6) for name, seconds in one.phases.items() if seconds > 0}
                 for one in self.starts[:5]
             ],
         }

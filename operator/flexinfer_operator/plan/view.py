@@ -162,7 +162,7 @@ class ColdStarts:
     p50_s: float
     p95_s: float
     phases: Mapping[str, float] = field(default_factory=dict)
-    """Median of each phase: fetch, verify, start, load, first_token."""
+    """Median of each phase that was measured: fetch, verify, start, load, first_token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
