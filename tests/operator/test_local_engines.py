@@ -273,7 +273,7 @@ def test_a_deleted_model_leaves_nothing(play: Play) -> None:
         record = record_of(world.home, replica)
         await world.say(lease(world, idle_s=0.0))
         await world.remove("tiny")
-        await told(world, "the deletion", lambda m: m.failure is not None)
+        await told(world, "the draining", lambda m: all(r.phase == "draining" for r in m.replicas))
         await world.say(lease(world, idle_s=0.0))
         await world.until("forgotten", lambda picture: not picture.models)
         assert not is_alive(record)
