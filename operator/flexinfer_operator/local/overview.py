@@ -170,7 +170,12 @@ class Overview:
             if name in one.written.model.spec.aliases:
                 return one
         known = [one.name for one in self.models]
-        raise NotFound(f"no Model {name!r}{nearest(name, known)}", code="model_not_found")
+        refused = (
+            f"; refused, so its last good state serves if it had one: {self.faults[0]}"
+            if self.faults
+            else ""
+        )
+        raise NotFound(f"no Model {name!r}{nearest(name, known)}{refused}", code="model_not_found")
 
 
 def overview(home: Home) -> Overview:
