@@ -193,7 +193,7 @@ def size_of(dims: tuple[int, ...], kind: Kind) -> int:
         raise Refused(
             "gguf", f"rows of {dims[0]} elements; {kind.name} needs a multiple of {block}"
         )
-    return elements // block * size
+    return int(elements // block * size)
 
 
 def padded(count: int, alignment: int) -> int:
