@@ -272,6 +272,14 @@ def test_loopback_names_and_named_hosts_are_ours() -> None:
     serving(test, allowed_hosts=("my.host",))
 
 
+def test_an_origin_that_is_no_address_is_refused_in_openais_shape() -> None:
+    async def test(router: Running, engine: ScriptedEngine) -> None:
+        response = await router.client.get("/v1/models", headers={"origin": "http://[evil"})
+        assert_error(response, 403, "origin_not_allowed")
+
+    serving(test)
+
+
 def test_another_sites_page_is_refused() -> None:
     async def test(router: Running, engine: ScriptedEngine) -> None:
         headers = {"origin": "https://evil.example", "content-type": "text/plain"}

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
-from flexinfer.errors import Conflict, InvalidInput
+from flexinfer.errors import Conflict, InvalidInput, ResourceExhausted
 
 _MAX_BYTES = 64 * 1024
 # Somebody may only be looking (`holder`), or hold it and not have said who it is: both take microseconds.
@@ -35,14 +35,21 @@ class SingleInstance:
         """Take the lock and write *about* into it: `what`, `address`; `pid` and `started` are added.
 
         Raises:
-            Conflict: code `already_running`; the message names what holds it, its pid and address.
+            ResourceExhausted: code `disk_full`.
+        Conflict: code `already_running`; the message names what holds it, its pid and address.
             InvalidInput: code `home_not_writable`; the file cannot be made.
         """
         for _ in range(_TRIES):
             descriptor = _open(path)
             if _lock(descriptor) and _is_at(path, descriptor):
                 instance = cls(path, descriptor)
-                instance.update(about)
+                try:
+                    instance.update(about)
+                except OSError as error:
+                    os.close(descriptor)
+                    raise ResourceExhausted(
+                        f"{path}: cannot write who holds it: {error.strerror}", code="disk_full"
+                    ) from error
                 return instance
             holder = _read(descriptor)
             os.close(descriptor)

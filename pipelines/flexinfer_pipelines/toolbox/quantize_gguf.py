@@ -368,7 +368,8 @@ def main() -> None:
         fail("quantizer_unsupported", f"the input has a type that cannot be read: {error}")
     except OSError as error:
         fail(
-            "disk_full" if error.errno == 28 else "io_error", f"{error.filename}: {error.strerror}"
+            "disk_full" if error.errno == 28 else "io_error",
+            f"{error.filename or asked.output}: {error.strerror}",
         )
 
 

@@ -129,7 +129,7 @@ class Guard:
         origin = _header(scope, b"origin")
         if origin is None or self._allows(origin):
             return
-        if urlsplit(origin).netloc.lower() == (_header(scope, b"host") or "").lower():
+        if _netloc(origin) == (_header(scope, b"host") or "").lower():
             return
         raise InvalidInput(
             f"origin {origin[:64]!r} is not allowed; name it in FLEXINFER_SERVE__CORS_ORIGINS",
@@ -207,3 +207,11 @@ def _is_preflight(scope: Scope) -> bool:
 
 def _digest(key: str | bytes) -> bytes:
     return hashlib.sha256(key.encode() if isinstance(key, str) else key).digest()
+
+
+def _netloc(origin: str) -> str | None:
+    """Return the host and port of an Origin, lower case; None where it is no address."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:  # such as `http://[evil`
+        return None
