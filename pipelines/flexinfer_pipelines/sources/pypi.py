@@ -26,8 +26,6 @@ from flexinfer_pipelines.sources import Moved, Resolved, Source, SourceFile
 from flexinfer_pipelines.sources.pip import Wheel, configuration, find_wheel
 from flexinfer_pipelines.sources.wheels import find_member, open_wheel, read_member
 
-# Where the public index keeps its files; other indexes are the user's own words.
-_PUBLIC = ("files.pythonhosted.org", "pypi.org")
 _CHUNK = 1 << 20
 _LICENSE = "LICENSE"
 
@@ -161,7 +159,7 @@ class PypiSource(Source):
         named_ca = pip.certificates and not environ.get("PIP_CERT")
         trusted = {**environ, "PIP_CERT": pip.certificates} if named_ca else environ
         return Client(
-            Policy.of(_PUBLIC, configured=named),
+            Policy.of((), configured=named),
             environ=trusted,
             credentials=credentials,
             timeouts=Timeouts(stall_s=self.tools.settings.build.fetch_stall_s),
