@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from flexinfer.errors import InvalidInput
 from flexinfer.settings import Settings
 
 # A child that ends more often than this within the window will not get better by itself.
@@ -75,11 +76,14 @@ def command(service: Service) -> tuple[str, ...]:
     return (sys.executable, "-P", "-m", "flexinfer", *service.argv)
 
 
-def restart_delay_s(exits_s: Sequence[float], *, now_s: float) -> float | None:
+def restart_delay_s(exits_s: Sequence[float], *, now_s: float, code: int = 1) -> float | None:
     """Return how long to wait before the next start; None: give up.
 
-    *exits_s*: when it ended by itself, ascending, the last one included.
+    *exits_s*: when it ended by itself, ascending, the last one included. *code*: how it ended the last time; what
+    was refused as bad input stays bad.
     """
+    if code == InvalidInput.exit_code:
+        return None
     recent = [at for at in exits_s if now_s - at <= WINDOW_S]
     if len(recent) > MAX_EXITS:
         return None

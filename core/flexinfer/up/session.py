@@ -186,9 +186,7 @@ class Session:
                 return
             now_s = time.monotonic()
             running.exits_s = [*running.exits_s, now_s][-16:]
-            # What it was told is wrong, and stays wrong.
-            is_hopeless = code == InvalidInput.exit_code
-            delay_s = None if is_hopeless else restart_delay_s(running.exits_s, now_s=now_s)
+            delay_s = restart_delay_s(running.exits_s, now_s=now_s, code=code)
             name = running.service.name
             if delay_s is None:
                 self._give_up(running, code)

@@ -50,6 +50,10 @@ def test_exits_of_long_ago_are_forgiven() -> None:
     assert restart_delay_s(exits, now_s=exits[-1] + WINDOW_S + 1) == 0.5
 
 
+def test_what_was_refused_as_bad_input_is_not_tried_again() -> None:
+    assert restart_delay_s([0.0], now_s=0.0, code=2) is None
+
+
 @given(st.lists(st.floats(0, 1e6), max_size=16), st.floats(0, 1e6))
 def test_the_wait_is_bounded_or_absent(exits: list[float], now_s: float) -> None:
     delay_s = restart_delay_s(sorted(exits), now_s=now_s)
