@@ -92,6 +92,28 @@ class ServeSection(Section):
     def _split(cls, value: Any) -> Any:
         return _parts(value, ",")
 
+    @property
+    def address(self) -> str:
+        """Where this machine's programs reach the router, as `http://host:port`."""
+        return _address(self.host, self.port)
+
+    @property
+    def base_url(self) -> str:
+        """What an OpenAI client is given: the address with `/v1`."""
+        return f"{self.address}/v1"
+
+    @property
+    def admin_address(self) -> str:
+        """Where this machine's programs reach the admin listener."""
+        return _address(self.admin_host, self.admin_port)
+
+    @property
+    def authorization(self) -> dict[str, str]:
+        """The header that the router wants of this machine's own programs; empty where it wants none."""
+        if not self.api_keys:
+            return {}
+        return {"authorization": f"Bearer {self.api_keys[0].get_secret_value()}"}
+
 
 class PrefectSection(Section):
     port: int = Field(default=4200, ge=0, le=65535)
@@ -205,6 +227,12 @@ def load(
 def setting_files(home: Path) -> tuple[Path, ...]:
     """Return the files that `load` reads, the first one wins."""
     return (Path.cwd() / "flexinfer.toml", home / "flexinfer.toml")
+
+
+def _address(host: str, port: int) -> str:
+    """Return the address of a listener of this machine; one at every address is reached at loopback."""
+    shown = {"0.0.0.0": "127.0.0.1", "::": "::1", "localhost": "127.0.0.1"}.get(host, host)
+    return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
 
 
 def _from_file(kind: type[Settings], file: Path, wrong: list[str]) -> list[tuple[str, str, Any]]:

@@ -26,7 +26,7 @@ from flexinfer.errors import (
     Unavailable,
 )
 from flexinfer.places import Home
-from flexinfer.settings import Settings, load, setting_files
+from flexinfer.settings import ServeSection, Settings, load, setting_files
 from flexinfer_serving.chat_stream import (
     Done,
     Failed,
@@ -77,13 +77,12 @@ def chat(
 
     Example: flexinfer chat smollm2-135m-instruct -m "What is the capital of France?"
     """
-    key = _key(key_file) if key_file else None
+    headers = {"authorization": f"Bearer {_key(key_file)}"} if key_file else {}
     if url is None:
-        url, own_key = own_router(os.environ)
-        key = key or own_key
+        own = own_router(os.environ)
+        url, headers = own.base_url, headers or own.authorization
     elif not urlsplit(url).path.strip("/"):
         url = url.rstrip("/") + "/v1"
-    headers = {"authorization": f"Bearer {key}"} if key else {}
     timeout = httpx.Timeout(SILENCE_S, connect=5.0)
     # A router on this machine is never reached through a proxy.
     is_local = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
@@ -105,17 +104,13 @@ def chat(
             raise typer.Exit(130) from None
 
 
-def own_router(environ: Mapping[str, str]) -> tuple[str, str | None]:
-    """Return the address of this machine's router and a key for it (None: it needs none), as the settings say.
+def own_router(environ: Mapping[str, str]) -> ServeSection:
+    """Return the settings of this machine's router: where it is, and what header it wants.
 
     Raises:
         InvalidInput: code `bad_settings`.
     """
-    section = load(Settings, environ, files=setting_files(Home.find(environ).root)).serve
-    host = "127.0.0.1" if section.host in ("0.0.0.0", "::", "localhost") else section.host
-    shown = f"[{host}]" if ":" in host else host
-    keys = section.api_keys
-    return f"http://{shown}:{section.port}/v1", keys[0].get_secret_value() if keys else None
+    return load(Settings, environ, files=setting_files(Home.find(environ).root)).serve
 
 
 def converse(talk: Talk, read: Callable[[], str | None]) -> None:

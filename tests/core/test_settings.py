@@ -94,6 +94,30 @@ def test_a_key_is_never_part_of_a_refusal_or_of_the_settings_text() -> None:
     assert "topsecret" not in _refusal({**environ, "FLEXINFER_SERVE__PORT": "x"})
 
 
+@pytest.mark.parametrize(
+    ("host", "reached_at"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8080"),
+        ("localhost", "http://127.0.0.1:8080"),
+        ("0.0.0.0", "http://127.0.0.1:8080"),
+        ("::", "http://[::1]:8080"),
+        ("fd00::2", "http://[fd00::2]:8080"),
+        ("box.lan", "http://box.lan:8080"),
+    ],
+)
+def test_a_program_of_this_machine_is_told_where_the_router_is(host: str, reached_at: str) -> None:
+    serve = Settings.model_validate({"serve": {"host": host, "admin_host": host}}).serve
+    assert serve.address == reached_at
+    assert serve.base_url == f"{reached_at}/v1"
+    assert serve.admin_address == reached_at.replace("8080", "8081")
+
+
+def test_the_first_key_is_what_own_programs_send() -> None:
+    serve = Settings.model_validate({"serve": {"api_keys": "one, two"}}).serve
+    assert serve.authorization == {"authorization": "Bearer one"}
+    assert Settings().serve.authorization == {}
+
+
 def test_a_wait_cannot_be_endless() -> None:
     assert "finite" in _refusal({"FLEXINFER_SERVE__CONNECT_TIMEOUT_S": "inf"})
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -250,6 +251,17 @@ def test_one_question_is_answered_on_standard_output(router: Router, tmp_path: P
     assert router.asked[0]["max_tokens"] == 9
     assert router.asked[0]["temperature"] == 0
     assert router.keys == ["Bearer fxi_1"]
+
+
+def test_without_an_address_the_settings_name_the_router_and_the_key(
+    router: Router, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLEXINFER_HOME", str(tmp_path))
+    monkeypatch.setenv("FLEXINFER_SERVE__PORT", str(urlsplit(router.url).port))
+    monkeypatch.setenv("FLEXINFER_SERVE__API_KEYS", "fxi_own")
+    assert run("smol", "-m", "x").exit_code == 0
+    assert router.keys == ["Bearer fxi_own"]
 
 
 def test_without_a_key_none_is_sent(router: Router) -> None:
