@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from flexinfer import plugins
+from flexinfer.console import group, one_command
 from flexinfer.errors import FlexInferError
 
 _GROUP = "flexinfer.commands"
@@ -85,22 +86,14 @@ def _summary(about: _About) -> str:
 
 def _command(name: str, found: Any) -> Any:
     if not isinstance(found, typer.Typer):
-        app = typer.Typer(
-            add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
-        )
-        app.command(name)(found)
-        found = app
+        found = one_command(name, found)
     command = typer.main.get_command(found)
     command.name = name
     return command
 
 
-app = typer.Typer(
+app = group(
     cls=_LazyGroup,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
     help="Private inference: from a model's source to a private, OpenAI-compatible endpoint.",
     epilog="Start with `flexinfer up`; then `flexinfer chat smollm2-135m-instruct`.",
 )

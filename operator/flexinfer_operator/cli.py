@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-from collections.abc import Sequence
 
 import typer
 
+from flexinfer.console import group, print_json, print_table
 from flexinfer.errors import InvalidInput
 from flexinfer.places import Home
 from flexinfer.settings import Settings, load, setting_files
@@ -40,19 +39,7 @@ def operator(
     asyncio.run(run_local(home.prepare(), settings))
 
 
-model = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    help="List and describe Models.",
-    epilog="Example: flexinfer model ls",
-)
-
-
-@model.callback()
-def _root() -> None:
-    """A callback, so that the group stays one."""
+model = group(help="List and describe Models.", epilog="Example: flexinfer model ls")
 
 
 @model.command("ls", epilog="Example: flexinfer model ls --json")
@@ -64,7 +51,7 @@ def ls(
 
     seen = overview(Home.find(os.environ))
     if as_json:
-        typer.echo(json.dumps([one.as_row() for one in seen.models], indent=2, ensure_ascii=False))
+        print_json([one.as_row() for one in seen.models])
         return
     if not seen.models:
         typer.echo("no Models yet; add one with: flexinfer run SOURCE")
@@ -82,7 +69,7 @@ def ls(
     ]
     heads = ("name", "phase", "replicas", "quantization", "size", "cold start", "message")
     if rows:
-        _table(heads, rows)
+        print_table(heads, rows)
     for fault in seen.faults:
         typer.echo(f"refused: {fault}", err=True)
     if not seen.is_operator_running:
@@ -102,15 +89,9 @@ def describe(
     seen = overview(Home.find(os.environ))
     one = seen.find(name)
     if as_json:
-        typer.echo(json.dumps(one.as_tree(), indent=2, ensure_ascii=False))
+        print_json(one.as_tree())
         return
     for key, value in one.as_lines():
         typer.echo(f"{key:<13} {value}")
     if not seen.is_operator_running:
         typer.echo("the operator is not running: this is as it left it", err=True)
-
-
-def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    widths = [max(len(row[n]) for row in (heads, *rows)) for n in range(len(heads))]
-    for row in (heads, *rows):
-        typer.echo("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip())

@@ -15,6 +15,7 @@ import typer
 
 from flexinfer import log
 from flexinfer.clock import SystemClock
+from flexinfer.console import group
 from flexinfer.places import Home
 from flexinfer.process import watch_lifeline
 from flexinfer.settings import Settings, load, setting_files
@@ -23,13 +24,11 @@ from flexinfer.units import format_bytes
 _LOG_BYTES = 16 * 1024 * 1024
 _INTERRUPTED = 130
 
-pipelines = typer.Typer(
-    invoke_without_command=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+pipelines = group(
     help="Serve the build flow's deployment, which Prefect's UI and `prefect deployment run build/build` start.",
     epilog="Example: flexinfer pipelines",
+    invoke_without_command=True,
+    no_args_is_help=False,
 )
 
 

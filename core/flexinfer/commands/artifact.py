@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import typer
 
 from flexinfer.artifact import PREDICATE_TEST_RESULT, Artifact, Statement
+from flexinfer.console import group, print_json, print_table
 from flexinfer.errors import FlexInferError, IntegrityError
 from flexinfer.oci import Descriptor, Digest
 from flexinfer.places import Home
@@ -22,19 +22,9 @@ _SOURCES = "sources/"
 _BUILD_TAG = "build-"
 _MAX_NAMED = 5
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    help="List, inspect and verify artifacts in the store.",
-    epilog="Example: flexinfer artifact ls",
+app = group(
+    help="List, inspect and verify artifacts in the store.", epilog="Example: flexinfer artifact ls"
 )
-
-
-@app.callback()
-def _root() -> None:
-    """A callback, so that the group stays one."""
 
 
 @app.command("ls", epilog="Example: flexinfer artifact ls --json")
@@ -48,12 +38,12 @@ def ls(
     store = _store()
     rows = [_row(store, name, descriptor) for name, descriptor in _named(store, everything)]
     if as_json:
-        _print_json(rows)
+        print_json(rows)
         return
     if not rows:
         typer.echo("no artifacts yet; build one with: flexinfer build ENTRY/VARIANT")
         return
-    _table(
+    print_table(
         ("reference", "digest", "format", "quantization", "size", "evidence"),
         [
             (
@@ -97,14 +87,14 @@ def inspect(
         ],
     }  # fmt: skip
     if as_json:
-        _print_json(about)
+        print_json(about)
         return
     typer.echo(f"digest      {descriptor.digest}")
     for name in names:
         typer.echo(f"reference   {name}")
     for key, value in _model(artifact).items():
         typer.echo(f"{key:<11} {value}")
-    _table(
+    print_table(
         ("file", "digest", "size"),
         [(file.path, _short(file.digest), format_bytes(file.size)) for file in artifact.files],
     )
@@ -152,7 +142,7 @@ def verify(
             typer.echo(f"{word} {name or '-'} {_short(digest)} {count}")
             _print_failures(report.failures)
     if as_json:
-        _print_json(reports)
+        print_json(reports)
     _refuse(failures)
 
 
@@ -163,7 +153,7 @@ def scrub(
     """Hash every blob in the store, referenced or not, and look for missing ones."""
     report = _store().scrub()
     if as_json:
-        _print_json(
+        print_json(
             {
                 "checked": report.checked,
                 "hashedBytes": report.hashed_bytes,
@@ -295,26 +285,3 @@ def _refuse(failures: Sequence[VerifyFailure]) -> None:
 
 def _short(digest: Digest | str) -> str:
     return digest[: len("sha256:") + 12]
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Write a table: drawn on a terminal, plain columns elsewhere."""
-    if sys.stdout.isatty():
-        from rich.console import Console
-        from rich.markup import escape
-        from rich.table import Table
-
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for number, head in enumerate(heads):
-            table.add_column(head, no_wrap=number < 2, overflow="fold")
-        for row in rows:
-            table.add_row(*(escape(cell) for cell in row))
-        Console().print(table)
-        return
-    widths = [max(len(row[n]) for row in (heads, *rows)) for n in range(len(heads))]
-    for row in (heads, *rows):
-        typer.echo("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip())

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,23 +11,12 @@ import typer
 
 from flexinfer import plugins
 from flexinfer.catalog import Catalog, LoadedEntry, rules, search_paths
+from flexinfer.console import group, print_json, print_table
 from flexinfer.errors import InvalidInput
 from flexinfer.places import Home
 from flexinfer.settings import Settings, load, setting_files
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    help="List and check catalog entries.",
-    epilog="Example: flexinfer catalog list",
-)
-
-
-@app.callback()
-def _root() -> None:
-    """A callback, so that the group stays one."""
+app = group(help="List and check catalog entries.", epilog="Example: flexinfer catalog list")
 
 
 @app.command("lint", epilog="Example: flexinfer catalog lint my-catalog/llm/mine.yaml")
@@ -58,16 +46,28 @@ def lint(
 @app.command("list", epilog="Example: flexinfer catalog list --json")
 def list_entries(
     as_json: bool = typer.Option(False, "--json", help="Write JSON instead of a table."),
+    wide: bool = typer.Option(False, "--wide", "-w", help="Also the source and the file."),
 ) -> None:
     """List the entries that can be built, the default variant first."""
     catalog = Catalog.load(_search_paths())
     rows = [_row(loaded) for loaded in catalog.entries.values()]
     if as_json:
-        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        print_json(rows)
         return
     if rows:
-        heads = ("entry", "variants", "licence", "source", "file")
-        _table(heads, [_cells(row) for row in rows])
+        more = ("source", "file") if wide else ()
+        print_table(
+            ("entry", "variants", "licence", *more),
+            [
+                (
+                    row["entry"],
+                    " ".join(variant["name"] for variant in row["variants"]),
+                    row["license"],
+                    *(row[key] for key in more),
+                )
+                for row in rows
+            ],
+        )
     else:
         typer.echo("no entries; see catalogs/README.md on how to add one")
     if catalog.problems:
@@ -125,18 +125,6 @@ def _row(loaded: LoadedEntry) -> dict[str, Any]:
         ],
         "file": str(loaded.file),
     }
-
-
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    variants = " ".join(variant["name"] for variant in row["variants"])
-    return (row["entry"], variants, row["license"], row["source"], row["file"])
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(len(cell) for cell in column) for column in zip(heads, *rows, strict=True)]
-    for cells in (heads, *rows):
-        padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-        typer.echo("  ".join(padded).rstrip())
 
 
 def _count(number: int, one: str, many: str) -> str:

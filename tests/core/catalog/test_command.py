@@ -74,7 +74,7 @@ def test_lint_without_a_path_looks_where_builds_look(write: Write) -> None:
 
 def test_list_shows_each_entry_with_where_it_is_from(write: Write) -> None:
     file = write("catalogs/m.yaml", "mine")
-    result = _run("list")
+    result = _run("list", "--wide")
     row = next(line for line in result.stdout.splitlines() if line.startswith("mine "))
     assert row.split() == ["mine", "q8-0", "q4-0", "MIT", "file:///m.gguf", str(file)]
     assert any(line.startswith("smollm2-135m-instruct ") for line in result.stdout.splitlines())
@@ -116,3 +116,13 @@ def test_an_entry_in_the_home_is_found_and_gone_when_it_is_removed(
 @pytest.mark.parametrize("command", ["lint", "list"])
 def test_help_has_an_example(command: str) -> None:
     assert f"Example: flexinfer catalog {command}" in _run(command, "--help").stdout
+
+
+def test_the_list_fits_into_eighty_columns_and_wide_shows_the_rest(write: Write) -> None:
+    write("catalogs/m.yaml")
+    head, *rows = _run("list").stdout.splitlines()
+    assert head.split() == ["entry", "variants", "licence"]
+    assert rows and all(len(row) <= 80 for row in rows)
+    head, *rows = _run("list", "--wide").stdout.splitlines()
+    assert head.split() == ["entry", "variants", "licence", "source", "file"]
+    assert rows[0].endswith("m.yaml")
