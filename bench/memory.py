@@ -39,7 +39,7 @@ def family(pid: int) -> list[int]:
 
 
 def main() -> None:
-    running = holder(Home.find(os.environ).run / "up.lock")
+    running = holder(Home.find(os.environ).up_lock)
     if running is not None:
         show(int(str(running["pid"])))
         return

@@ -70,6 +70,64 @@ class Home:
         """Prefect's own database and settings."""
         return self.root / "prefect"
 
+    @property
+    def up_lock(self) -> Path:
+        """Held by the one `flexinfer up` of this home; says who it is and where it answers."""
+        return self.run / "up.lock"
+
+    @property
+    def up_records(self) -> Path:
+        """The process records of what `up` started, one file each."""
+        return self.run / "up"
+
+    @property
+    def operator_lock(self) -> Path:
+        return self.run / "operator.lock"
+
+    @property
+    def operator_socket(self) -> Path:
+        """Where routers get their fleet and bring their demand."""
+        return self.run / "operator.sock"
+
+    @property
+    def replica_records(self) -> Path:
+        """The process records of engines, one file each."""
+        return self.run / "replicas"
+
+    @property
+    def run_records(self) -> Path:
+        """The process records of flow runs, one file each."""
+        return self.run / "runs"
+
+    @property
+    def prefect_lock(self) -> Path:
+        """Held by our own Prefect server."""
+        return self.run / "prefect.lock"
+
+    @property
+    def prefect_record(self) -> Path:
+        """The process and the address of our own Prefect server."""
+        return self.run / "prefect.json"
+
+    def scratch(self, name: str) -> Path:
+        """Return where a file is written before it is renamed to its place in this home."""
+        return self.run / f"{name}.partial"
+
+    def build_lock(self, key: str) -> Path:
+        """Held by the one build of that key; *key*: as `sha256:…` or bare."""
+        return self.run / f"build-{key.removeprefix('sha256:')[:16]}.lock"
+
+    def log(self, name: str) -> Path:
+        """Return where the process of that name writes: what `flexinfer logs NAME` shows."""
+        return self.logs / f"{name}.log"
+
+    def engine_log(self, replica: str) -> Path:
+        return self.log(f"engine-{replica}")
+
+    def model_file(self, name: str) -> Path:
+        """Return where we write the Model of that name; its user may keep it in another file."""
+        return self.models / f"{name}.yaml"
+
     def prepare(self) -> Home:
         """Make the folders, readable by their owner only, and return self.
 

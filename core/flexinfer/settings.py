@@ -76,6 +76,8 @@ class ServeSection(Section):
     """An engine must have begun its answer by then; then 504."""
     stream_idle_timeout_s: float = Field(default=60.0, gt=0)
     """An engine may pause this long within a stream."""
+    write_timeout_s: float = Field(default=60.0, gt=0)
+    """A client that reads nothing of its answer for this long is cut off."""
     keepalive_comment_s: float = Field(default=5.0, gt=0)
     """A held streaming request gets its first comment after this time."""
     default_max_tokens: int = Field(default=1024, ge=1)

@@ -121,7 +121,7 @@ def _logging(home: Home, settings: Settings, *, quiet: bool) -> Iterator[None]:
         log.configure(settings.log)
         yield
         return
-    path = home.logs / "build.log"
+    path = home.log("build")
     is_full = path.exists() and path.stat().st_size >= _LOG_BYTES
     mode: Literal["a", "w"] = "w" if is_full else "a"
     with path.open(mode, encoding="utf-8") as stream:

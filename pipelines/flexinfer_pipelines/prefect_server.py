@@ -16,7 +16,6 @@ import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import httpx
 
@@ -82,7 +81,7 @@ def server_spec(home: Home, port: int, environ: Mapping[str, str]) -> ProcessSpe
             "FLEXINFER_PREFECT__PORT": str(port),
         },
         cwd=home.root,
-        log_path=home.logs / "prefect.log",
+        log_path=home.log("prefect"),
         nice=5,
     )
 
@@ -123,7 +122,7 @@ async def available(
         yield found
         return
     child: Child | None = None
-    if holder(home.run / "prefect.lock") is None:
+    if holder(home.prefect_lock) is None:
         child = await start(server_spec(home, settings.prefect.port, environ))
     try:
         yield await _wait(home, settings, environ, clock, child)
@@ -155,7 +154,7 @@ async def _wait(
         if clock.now_s() > until:
             raise Unavailable(
                 f"Prefect's server does not answer after {settings.prefect.start_timeout_s:g} s; see "
-                f"{home.logs / 'prefect.log'}, or set FLEXINFER_PREFECT__START_TIMEOUT_S",
+                f"{home.log('prefect')}, or set FLEXINFER_PREFECT__START_TIMEOUT_S",
                 code="prefect_not_ready",
             )
         await asyncio.sleep(_POLL_S)
@@ -192,20 +191,20 @@ def write_record(home: Home, port: int) -> None:
         "start_ticks": found.started_at if found is not None else 0,
         "boot_id": procfs.boot_id(),
     }
-    path = _record_path(home)
+    path = home.prefect_record
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(tree), "utf-8")
     partial.replace(path)
 
 
 def forget_record(home: Home) -> None:
-    _record_path(home).unlink(missing_ok=True)
+    home.prefect_record.unlink(missing_ok=True)
 
 
 def read_record(home: Home) -> ServerRecord | None:
     """Return what was written down last; None if nothing was, or nothing sensible."""
     try:
-        tree = json.loads(_record_path(home).read_text("utf-8"))
+        tree = json.loads(home.prefect_record.read_text("utf-8"))
         return ServerRecord(
             url=str(tree["url"]),
             port=int(tree["port"]),
@@ -242,10 +241,6 @@ def choose_port(wanted: int) -> int:
         f"ports {wanted} to {wanted + _PORTS_TRIED - 1} are taken; choose with FLEXINFER_PREFECT__PORT",
         code="no_free_port",
     )
-
-
-def _record_path(home: Home) -> Path:
-    return home.run / "prefect.json"
 
 
 async def _answers(url: str, *, trust_env: bool) -> bool:

@@ -146,7 +146,7 @@ async def _make(
 @asynccontextmanager
 async def _turn(context: Context, plan: Plan, key: str) -> AsyncIterator[None]:
     """Wait until no other process builds *key*, then hold its place."""
-    path = context.home.run / f"build-{key.removeprefix('sha256:')[:16]}.lock"
+    path = context.home.build_lock(key)
     about = {"what": f"build {plan.entry}/{plan.variant}"}
     until = context.clock.now_s() + _WAIT_S
     told = False

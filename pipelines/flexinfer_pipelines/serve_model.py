@@ -71,7 +71,7 @@ def write_model(source: str, name: str, home: Home, settings: Settings) -> Serve
         f"catalog://{entry.metadata.name}/{variant.name}" if uri.scheme == "catalog" else str(uri)
     )
     name = slug(name) if name else entry.metadata.name
-    path = home.models / f"{name}.yaml"
+    path = home.model_file(name)
     if path.exists():
         found = _source_of(path.read_bytes()[:_MAX_FILE])
         if found != text:
@@ -102,18 +102,17 @@ def write_model(source: str, name: str, home: Home, settings: Settings) -> Serve
 def show_or_become_up(model: Served, home: Home, settings: Settings) -> None:
     """Print how to ask the Model once it is listed; where nothing runs, become `flexinfer up`."""
     print(f"model {model.name}: {model.path}", flush=True)
-    running = holder(home.run / "up.lock")
+    running = holder(home.up_lock)
     if running is None:
         os.execv(sys.executable, [sys.executable, "-P", "-m", "flexinfer", "up"])
-    url = str(running.get("address") or f"http://{settings.serve.host}:{settings.serve.port}/v1")
+    url = str(running.get("address") or settings.serve.base_url)
     _until_listed(model.name, url, settings)
     body = json.dumps({"model": model.name, "messages": [{"role": "user", "content": "Hello!"}]})
     print(f"ready {url}\n\n  curl -s {url}/chat/completions -d '{body}'", flush=True)
 
 
 def _until_listed(name: str, url: str, settings: Settings) -> None:
-    keys = settings.serve.api_keys
-    headers = {"authorization": f"Bearer {keys[0].get_secret_value()}"} if keys else {}
+    headers = settings.serve.authorization
     until = time.monotonic() + _WAIT_S
     seen: list[str] = []
     with httpx.Client(trust_env=False, timeout=5.0, headers=headers) as client:

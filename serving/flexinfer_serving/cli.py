@@ -49,7 +49,7 @@ def serve(
     else:
         from flexinfer_serving.fleet.local import LocalFleet
 
-        source = sink = LocalFleet(home.run / "operator.sock")
+        source = sink = LocalFleet(home.operator_socket)
 
     async def run() -> None:
         router = Router(

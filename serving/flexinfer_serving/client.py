@@ -22,7 +22,7 @@ Headers = list[tuple[bytes, bytes]]
 _SLOWEST_BYTES_PER_S = 16 * 1024
 # What is read and thrown away after a refusal, so that the answer is not lost in a reset.
 LINGER_S = 1.0
-_LINGER_BYTES = 64 * 1024 * 1024
+LINGER_BYTES = 64 * 1024 * 1024
 
 
 class ClientGone(Exception):
@@ -114,7 +114,7 @@ class Client:
             abort()
 
     async def _linger(self) -> None:
-        left = _LINGER_BYTES
+        left = LINGER_BYTES
         try:
             async with asyncio.timeout(LINGER_S):
                 while left > 0:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import math
+import secrets
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -17,22 +18,55 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from flexinfer.errors import FlexInferError, InvalidInput, ResourceExhausted, Unavailable
 from flexinfer.process.ports import who_listens
 from flexinfer.settings import ServeSection
-from flexinfer_serving.client import Receive, Scope, Send
+from flexinfer_serving.client import LINGER_BYTES, LINGER_S, Receive, Scope, Send
+from flexinfer_serving.framing import check_head
 from flexinfer_serving.openai import errors
 
 _BACKLOG = 2048
 _KEEP_ALIVE_S = 30
+# Above the limit of connections so many are told so; those beyond are only closed.
+_MAX_TOLD = 256
+
+
+class StrictConnection(h11.Connection):
+    """A parser that sees no head before `check_head` has. What it refused is in `refusal`."""
+
+    refusal: InvalidInput | None = None
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        if self.their_state is h11.IDLE:
+            try:
+                check_head(self.trailing_data[0], limit_bytes=self.limit_bytes)
+            except InvalidInput as refusal:
+                self.refusal = refusal
+                raise h11.RemoteProtocolError(refusal.message) from refusal
+        return super().next_event()
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(h11.SERVER, limit_bytes)
+        self.limit_bytes = limit_bytes
 
 
 class BoundedProtocol(H11Protocol):
-    """One connection. A head that does not come in time ends it with 408."""
+    """One connection.
+
+    open      a head that does not come in time ends it with 408, one that is none with 400 or 431, and so does a
+              body whose chunks are none, unless its answer has begun
+    ending    the answer is out and our side is shut; what still comes is read and thrown away for a moment, so
+              that the answer is not lost in a reset
+    unread    an answer is complete, and its end waits for a client that reads nothing: cut after `write_timeout_s`
+    """
 
     _header_timer: asyncio.TimerHandle | None = None
+    _last_timer: asyncio.TimerHandle | None = None
+    _is_ending = False
+    _left_bytes = LINGER_BYTES
 
     def __init__(self, config: uvicorn.Config, *args: Any, **more: Any) -> None:
         super().__init__(config, *args, **more)
         assert isinstance(config, ListenerConfig)
         self._section = config.section
+        self.conn = StrictConnection(config.section.max_header_bytes)
         inner: Any = self.app
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -43,7 +77,10 @@ class BoundedProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > self._section.max_connections:
+        excess = len(self.connections) - self._section.max_connections
+        if excess > _MAX_TOLD:
+            transport.abort()
+        elif excess > 0:
             self._close_with(
                 Unavailable(
                     f"the router has its {self._section.max_connections} connections",
@@ -51,22 +88,51 @@ class BoundedProtocol(H11Protocol):
                     retry_after_s=1.0,
                 )
             )
-            return
-        self._start_header_timer()
+        else:
+            self._start_header_timer()
 
     def data_received(self, data: bytes) -> None:
+        if self._is_ending:
+            self._left_bytes -= len(data)
+            if self._left_bytes < 0:
+                self.transport.abort()
+            return
         super().data_received(data)
-        if self.transport.is_closing() or self.conn.their_state is not h11.IDLE:
+        if self._is_ending or self.transport.is_closing() or self.conn.their_state is not h11.IDLE:
             self._stop_header_timer()
         elif self._header_timer is None:
             self._start_header_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_header_timer()
+        if self._last_timer is not None:
+            self._last_timer.cancel()
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        self._close_with(InvalidInput("the request is not valid HTTP", code="bad_request"))
+        assert isinstance(self.conn, StrictConnection)
+        self._close_with(
+            self.conn.refusal or InvalidInput("the request is not valid HTTP", code="bad_request")
+        )
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._watch_unread()
+
+    def shutdown(self) -> None:
+        if not self._is_ending:
+            super().shutdown()
+
+    def _watch_unread(self, before: int | None = None) -> None:
+        """Reset the connection once what was written has not moved for the time allowed."""
+        left = self.transport.get_write_buffer_size()
+        if left and left == before:
+            self.transport.abort()
+        elif left:
+            timeout_s = self._section.write_timeout_s
+            if self._last_timer is not None:
+                self._last_timer.cancel()
+            self._last_timer = self.loop.call_later(timeout_s, self._watch_unread, left)
 
     def _start_header_timer(self) -> None:
         timeout_s = self._section.header_timeout_s
@@ -88,11 +154,19 @@ class BoundedProtocol(H11Protocol):
             )
 
     def _close_with(self, error: FlexInferError) -> None:
-        """Answer outside of h11, whose state no longer allows it, and close."""
+        """Answer outside of h11, whose state no longer allows it, and end."""
         self._stop_header_timer()
-        if self.cycle is None or self.cycle.response_complete:
-            self.transport.write(_raw(errors.answer(error)))
-        self.transport.close()
+        if self.cycle is not None and not self.cycle.response_complete:
+            if self.cycle.response_started:
+                self.transport.close()
+                return
+            self.cycle.disconnected = True  # the application hears that nobody is there any more
+            self.cycle.message_event.set()
+        self._is_ending = True
+        self.flow.resume_reading()
+        self.transport.write(_raw(errors.answer(error)))
+        self.transport.write_eof()
+        self._last_timer = self.loop.call_later(LINGER_S, self.transport.abort)
 
 
 class ListenerConfig(uvicorn.Config):
@@ -154,5 +228,6 @@ def bind(host: str, port: int, *, setting: str) -> socket.socket:
 
 def _raw(answer: errors.Answer) -> bytes:
     head = [b"HTTP/1.1 %d Error\r\n" % answer.status]
-    head += [b"%s: %s\r\n" % pair for pair in (*answer.headers(), (b"connection", b"close"))]
+    more = ((b"x-request-id", f"req-{secrets.token_hex(12)}".encode()), (b"connection", b"close"))
+    head += [b"%s: %s\r\n" % pair for pair in (*answer.headers(), *more)]
     return b"".join([*head, b"\r\n", answer.body()])

@@ -43,7 +43,7 @@ def start(home: Home, operators: list[subprocess.Popen[bytes]], **options: objec
 
 
 def records(home: Home) -> list[Record]:
-    found = [Record.read(file) for file in sorted((home.run / "replicas").glob("*.json"))]
+    found = [Record.read(file) for file in sorted((home.replica_records).glob("*.json"))]
     return [record for record in found if record is not None]
 
 
@@ -133,7 +133,7 @@ def test_an_engine_that_was_never_written_down_is_ended_too(
     home: Home, operators: list[subprocess.Popen[bytes]]
 ) -> None:
     record = killed(home, operators)
-    for file in (home.run / "replicas").glob("*.json"):
+    for file in (home.replica_records).glob("*.json"):
         file.unlink()
     write_file(home, "tiny", source=f"file://{home.work}/tiny.gguf")
 
@@ -146,7 +146,7 @@ def test_an_engine_that_was_never_written_down_is_ended_too(
 
 
 def test_a_record_that_cannot_be_read_hinders_nobody(home: Home) -> None:
-    folder = home.run / "replicas"
+    folder = home.replica_records
     folder.mkdir()
     (folder / "broken.json").write_text('{"pid": 1')
 

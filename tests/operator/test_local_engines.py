@@ -79,7 +79,7 @@ def get(replica: ReplicaView, path: str, key: str) -> int:
 
 
 def record_of(home: Home, replica: ReplicaView) -> Record:
-    record = Record.read(home.run / "replicas" / f"{replica.id}.json")
+    record = Record.read(home.replica_records / f"{replica.id}.json")
     assert record is not None
     return record
 
@@ -327,5 +327,5 @@ def test_closing_ends_every_engine(play: Play, home: Home) -> None:
 
     play(scene, grace_s=0.3)
     assert not is_alive(found[0])
-    assert [*(home.run / "replicas").glob("*.json")] == []
-    assert [*(home.run / "replicas" / "secrets").iterdir()] == []
+    assert [*(home.replica_records).glob("*.json")] == []
+    assert [*(home.replica_records / "secrets").iterdir()] == []

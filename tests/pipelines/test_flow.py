@@ -194,7 +194,7 @@ def _dead_run(place: Place, client: httpx.Client) -> str:
     flow_id = place.read("flows")[0]["id"]
     body = {"flow_id": flow_id, "name": "lost", "state": {"type": "RUNNING"}}
     run_id = str(client.post("/flow_runs/", json=body).json()["id"])
-    folder = place.home.run / "runs"
+    folder = place.home.run_records
     folder.mkdir(exist_ok=True)
     (folder / f"{run_id}.json").write_text('{"pid": 1, "start_ticks": 0, "boot_id": ""}')
     return run_id

@@ -53,7 +53,7 @@ def test_ours_is_found_by_its_record(home: Home, healthy: int) -> None:
 
 def test_a_stranger_at_our_port_is_not_ours(home: Home, healthy: int) -> None:
     write_record(home, healthy)
-    path = home.run / "prefect.json"
+    path = home.prefect_record
     tree = json.loads(path.read_text())
     for change in ({"start_ticks": 1}, {"boot_id": "another"}, {"pid": 1}):
         path.write_text(json.dumps({**tree, **change}))
@@ -69,7 +69,7 @@ def test_our_process_at_another_port_is_not_ours(home: Home, healthy: int) -> No
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"url": 1}'])
 def test_a_record_without_sense_is_none(home: Home, text: str) -> None:
-    (home.run / "prefect.json").write_text(text)
+    (home.prefect_record).write_text(text)
     assert read_record(home) is None
 
 

@@ -125,7 +125,7 @@ def test_where_up_runs_the_model_is_shown_when_it_is_listed(
     home: Home, router: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = Settings.model_validate({"serve": {"api_keys": ["fxi_key"]}})
-    with SingleInstance.acquire(home.run / "up.lock", {"what": "up", "address": router.url}):
+    with SingleInstance.acquire(home.up_lock, {"what": "up", "address": router.url}):
         show_or_become_up(Served(name="mine", path="mine.yaml", is_new=True), home, settings)
     shown = capsys.readouterr().out
     assert f"ready {router.url}" in shown
@@ -138,7 +138,7 @@ def test_a_model_that_is_never_listed_is_said_so(
     home: Home, router: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(serve_model, "_WAIT_S", 0.5)
-    with SingleInstance.acquire(home.run / "up.lock", {"what": "up", "address": router.url}):
+    with SingleInstance.acquire(home.up_lock, {"what": "up", "address": router.url}):
         with pytest.raises(Unavailable, match="'other'") as caught:
             show_or_become_up(Served(name="other", path="x", is_new=True), home, Settings())
     assert caught.value.code == "model_not_listed"

@@ -115,7 +115,7 @@ def _ports(home: Home) -> Finding:
         settings = load(Settings, os.environ, files=setting_files(home.root))
     except FlexInferError:
         return Finding(name="ports", verdict="warning", found="not checked: settings are bad")
-    if holder(home.run / "up.lock") is not None:
+    if holder(home.up_lock) is not None:
         return Finding(name="ports", verdict="ok", found="`flexinfer up` runs and holds them")
     wanted = (settings.serve.port, settings.serve.admin_port, settings.prefect.port)
     taken = [f"{port} by {who}" for port in wanted if (who := who_listens(port))]

@@ -23,6 +23,7 @@ from flexinfer.units import format_bytes, format_duration
 
 _STOP_S = 20.0
 _POLL_S = 0.1
+_MAX_PROCESSES = 200
 
 
 def up() -> None:
@@ -39,12 +40,12 @@ def up() -> None:
     home.prepare()
     about = {
         "what": "flexinfer up",
-        "address": f"http://{settings.serve.host}:{settings.serve.port}/v1",
-        "admin": f"http://{settings.serve.admin_host}:{settings.serve.admin_port}",
+        "address": settings.serve.base_url,
+        "admin": settings.serve.admin_address,
         "folder": str(Path.cwd()),
     }
     try:
-        lock = SingleInstance.acquire(home.run / "up.lock", about)
+        lock = SingleInstance.acquire(home.up_lock, about)
     except Conflict as error:
         raise Conflict(
             f"{error.message}; home {home.root}. See `flexinfer status`, stop it with `flexinfer down`",
@@ -108,7 +109,7 @@ def down() -> None:
     Example: flexinfer down
     """
     home = Home.find(os.environ)
-    holder = holder_of(home.run / "up.lock")
+    holder = holder_of(home.up_lock)
     if holder is None:
         raise NotFound(
             f"nothing to stop: no `flexinfer up` runs with home {home.root}", code="not_running"
@@ -117,7 +118,7 @@ def down() -> None:
     os.kill(pid, 15)
     deadline = time.monotonic() + _STOP_S
     while time.monotonic() < deadline:
-        if holder_of(home.run / "up.lock") is None:
+        if holder_of(home.up_lock) is None:
             say(f"stopped (was process {pid})")
             return
         time.sleep(_POLL_S)
@@ -130,7 +131,7 @@ def say(line: str) -> None:
 
 
 def _status(home: Home) -> dict[str, Any]:
-    holder = holder_of(home.run / "up.lock")
+    holder = holder_of(home.up_lock)
     found: dict[str, Any] = {
         "home": str(home.root),
         "running": holder is not None,
@@ -143,30 +144,22 @@ def _status(home: Home) -> dict[str, Any]:
     found |= {"pid": holder["pid"], "url": holder.get("address"), "folder": holder.get("folder")}
     found["processes"] = _processes(home)
     found["prefect"] = _prefect(home)
+    headers = load(Settings, os.environ, files=setting_files(home.root)).serve.authorization
     with httpx.Client(timeout=2.0, trust_env=False) as client:
         try:
             found["answers"] = client.get(f"{holder.get('admin')}/readyz").status_code == 200
             if found["answers"]:
-                listed = client.get(f"{holder.get('address')}/models", headers=_key_header())
+                listed = client.get(f"{holder.get('address')}/models", headers=headers)
                 found["models"] = [model["id"] for model in listed.json().get("data", [])]
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
             found["problem"] = str(error)
     return found
 
 
-def _key_header() -> dict[str, str]:
-    keys = load(
-        Settings, os.environ, files=setting_files(Home.find(os.environ).root)
-    ).serve.api_keys
-    return {"Authorization": f"Bearer {keys[0].get_secret_value()}"} if keys else {}
-
-
 def _processes(home: Home) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
-    files = sorted((home.run / "up").glob("*.json")) + sorted(
-        (home.run / "replicas").glob("*.json")
-    )
-    for file in files[:200]:
+    files = (*sorted(home.up_records.glob("*.json")), *sorted(home.replica_records.glob("*.json")))
+    for file in files[:_MAX_PROCESSES]:
         try:
             record = Record.read(file)
         except InvalidInput:
@@ -187,7 +180,7 @@ def _processes(home: Home) -> list[dict[str, Any]]:
 
 def _prefect(home: Home) -> str | None:
     try:
-        url = json.loads((home.run / "prefect.json").read_text("utf-8"))["url"]
+        url = json.loads(home.prefect_record.read_text("utf-8"))["url"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return str(url).removesuffix("/api")

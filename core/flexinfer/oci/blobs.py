@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from flexinfer.errors import NotFound, ResourceExhausted
+from flexinfer.files import disk_error, make_folders, read_error, sync_folder
 from flexinfer.oci.descriptor import Descriptor
 from flexinfer.oci.digest import Digest, check_digest, digest_of, hex_of
-from flexinfer.oci.durable import disk_error, make_folders, read_error, sync_folder, try_lock
+from flexinfer.oci.durable import try_lock
 from flexinfer.oci.target import missing_blob
 from flexinfer.oci.writer import BlobWriter, Commit, partial_name
 

@@ -1,8 +1,7 @@
-"""Files that survive a crash: kernel locks, writes that are whole or absent, errors with numbers in them."""
+"""Kernel locks on files, which a dead holder gives back at once, and folders removed with all that is in them."""
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import time
@@ -10,94 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from flexinfer.errors import FlexInferError, ResourceExhausted, Unavailable
-from flexinfer.units import format_bytes
+from flexinfer.errors import Unavailable
+from flexinfer.files import disk_error
 
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 # How often a waiter looks again, in seconds: flock has no time limit of its own.
 _POLL_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
 # How often a lock file may be replaced under a waiter before it says so.
 _MAX_REPLACED = 1000
-
-
-def disk_error(error: OSError, *, path: Path, needed: int | None = None) -> FlexInferError:
-    """Return the error to raise for *error*, which happened on writing *path*; *needed* is in bytes."""
-    if error.errno in _FULL:
-        need = (
-            f"{format_bytes(needed)} ({needed} bytes) needed" if needed is not None else "no room"
-        )
-        return ResourceExhausted(
-            f"{path}: disk full: {need}, {format_bytes(free_bytes(path))} free ({error.strerror})",
-            code="disk_full",
-        )
-    return ResourceExhausted(f"{path}: cannot write: {error.strerror or error}", code="disk_error")
-
-
-def read_error(error: OSError, *, path: Path) -> FlexInferError:
-    """Return the error to raise for *error*, which happened on reading *path*."""
-    return ResourceExhausted(f"{path}: cannot read: {error.strerror or error}", code="disk_error")
-
-
-def free_bytes(path: Path) -> int:
-    """Return how many bytes we may still write where *path* is, or would be."""
-    for folder in (path, *path.parents):
-        with suppress(OSError):
-            found = os.statvfs(folder)
-            return found.f_bavail * found.f_frsize
-    return 0
-
-
-def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
-    """Write all of *data*: the kernel may take less at a time."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
-
-
-def make_folders(*folders: Path) -> None:
-    """Make *folders*, and their parents, where they are absent.
-
-    Raises:
-        ResourceExhausted: code `disk_full` or `disk_error`.
-    """
-    for folder in folders:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise disk_error(error, path=folder) from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in *folder* durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def replace_file(path: Path, data: bytes, *, scratch: Path, mode: int = 0o644) -> None:
-    """Let *path* hold *data*, whole or not at all, durably.
-
-    *scratch*: the temporary name, in the same filesystem. The caller holds a lock that makes it his own.
-
-    Raises:
-        ResourceExhausted: code `disk_full` or `disk_error`; *path* is as it was.
-    """
-    try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-        descriptor = os.open(scratch, flags, mode)
-        try:
-            write_all(descriptor, data)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.rename(scratch, path)
-        sync_folder(path.parent)
-    except OSError as error:
-        with suppress(OSError):
-            os.unlink(scratch)
-        raise disk_error(error, path=path, needed=len(data)) from error
 
 
 @contextmanager

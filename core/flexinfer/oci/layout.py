@@ -14,11 +14,12 @@ from pathlib import Path
 from threading import Lock
 
 from flexinfer.errors import InvalidInput
+from flexinfer.files import replace_file
 from flexinfer.oci.blobs import BlobFolder
 from flexinfer.oci.canonical import canonical_json
 from flexinfer.oci.descriptor import Descriptor
 from flexinfer.oci.digest import Digest, hex_of, parse_digest
-from flexinfer.oci.durable import lock, replace_file
+from flexinfer.oci.durable import lock
 from flexinfer.oci.index import MAX_INDEX_BYTES, Index
 from flexinfer.oci.manifest import MAX_MANIFEST_BYTES, Manifest
 from flexinfer.oci.reference import Reference

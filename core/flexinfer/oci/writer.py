@@ -20,17 +20,10 @@ from types import TracebackType
 from typing import Protocol
 
 from flexinfer.errors import FlexInferError, IntegrityError, ResourceExhausted, Unavailable
+from flexinfer.files import disk_error, free_bytes, sync_folder, write_all
 from flexinfer.oci.descriptor import MEDIA_BYTES, Descriptor
 from flexinfer.oci.digest import BUFFER_BYTES, Digest, Hasher, check_digest, parse_digest
-from flexinfer.oci.durable import (
-    disk_error,
-    free_bytes,
-    is_same_file,
-    lock,
-    sync_folder,
-    wait_for_lock,
-    write_all,
-)
+from flexinfer.oci.durable import is_same_file, lock, wait_for_lock
 from flexinfer.units import format_bytes
 
 BLOB_MODE = 0o444

@@ -22,8 +22,9 @@ from types import TracebackType
 from typing import Any
 
 from flexinfer.errors import FlexInferError, IntegrityError, Unavailable
+from flexinfer.files import disk_error, make_folders
 from flexinfer.oci import Digest, hex_of, parse_digest
-from flexinfer.oci.durable import disk_error, lock, make_folders, remove_tree, take_lock
+from flexinfer.oci.durable import lock, remove_tree, take_lock
 from flexinfer.oci.writer import BLOB_MODE
 from flexinfer.store.stamps import Stamp, hash_file
 from flexinfer.store.verify import StampedBlobs

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flexinfer.errors import IntegrityError, NotFound, Unavailable
+from flexinfer.files import read_error
 from flexinfer.oci.digest import BUFFER_BYTES, Digest, Hasher, hex_of
-from flexinfer.oci.durable import is_same_file, read_error, wait_for_lock
+from flexinfer.oci.durable import is_same_file, wait_for_lock
 from flexinfer.oci.target import missing_blob
 
 _MAX_TURNS = 100

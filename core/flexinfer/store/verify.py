@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flexinfer.errors import IntegrityError, NotFound, ResourceExhausted, Unavailable
+from flexinfer.files import make_folders
 from flexinfer.oci import BlobFolder, Digest
-from flexinfer.oci.durable import is_same_file, lock, make_folders
+from flexinfer.oci.durable import is_same_file, lock
 from flexinfer.store.stamps import Stamp, Stamps, hash_file, locked_blob, mismatch
 
 # How often a file may change under the hash before that is called a fault.

@@ -58,10 +58,6 @@ class Session:
     _stop: asyncio.Event = field(default_factory=asyncio.Event)
     _failure: FlexInferError | None = None
 
-    @property
-    def url(self) -> str:
-        return f"http://{_shown_host(self.settings.serve.host)}:{self.settings.serve.port}"
-
     async def run(self) -> None:
         """Start everything, say `ready`, and return when it was told to stop and all has ended.
 
@@ -114,7 +110,7 @@ class Session:
 
     async def _end_orphans(self) -> None:
         """End what an earlier `up` left behind when it was killed. Engines are the operator's to adopt."""
-        folder = self._records()
+        folder = self.home.up_records
         folder.mkdir(mode=0o700, exist_ok=True)
         left = []
         for file in sorted(folder.glob("*.json")):
@@ -157,7 +153,7 @@ class Session:
 
     async def _start(self, service: Service) -> None:
         running = self._running.setdefault(service.name, _Running(service))
-        log_path = self.home.logs / f"{service.name}.log"
+        log_path = self.home.log(service.name)
         self._followers = [f for f in self._followers if f.name != service.name]
         self._followers.append(Follower.at_end(service.name, log_path))
         spec = ProcessSpec(
@@ -169,7 +165,7 @@ class Session:
             grace_s=service.grace_s,
         )
         running.child = await start(spec)
-        Record.of(running.child).write(self._records() / f"{service.name}.json")
+        Record.of(running.child).write(self.home.up_records / f"{service.name}.json")
 
     def _environment(self, service: Service) -> dict[str, str]:
         found = inherited_environment("FLEXINFER_*", *service.passes, environ=self.environ)
@@ -250,9 +246,7 @@ class Session:
 
     async def _router_ready(self) -> None:
         deadline = time.monotonic() + ROUTER_START_S
-        url = (
-            f"http://{_shown_host(self.settings.serve.admin_host)}:{self.settings.serve.admin_port}"
-        )
+        url = self.settings.serve.admin_address
         async with _client() as client:
             while time.monotonic() < deadline:
                 with suppress(httpx.HTTPError):
@@ -267,17 +261,18 @@ class Session:
 
     async def _a_model(self) -> str:
         """Return a Model that can be tried: the newest that the router lists, else the starter's name."""
-        keys = self.settings.serve.api_keys
-        headers = {"Authorization": f"Bearer {keys[0].get_secret_value()}"} if keys else {}
+        serve = self.settings.serve
         async with _client() as client:
             with suppress(httpx.HTTPError, ValueError, KeyError, TypeError):
-                listed = (await client.get(f"{self.url}/v1/models", headers=headers)).json()["data"]
+                answer = await client.get(f"{serve.base_url}/models", headers=serve.authorization)
+                listed = answer.json()["data"]
                 newest = max(listed, key=lambda model: model["created"], default=None)
                 if newest is not None:
                     return str(newest["id"])
         return starter.MODEL
 
     def _say_ready(self, model: str) -> None:
+        url = self.settings.serve.base_url
         body = (
             f'{{"model":"{model}","messages":[{{"role":"user","content":'
             '"What is the capital of France? Answer briefly."}]}'
@@ -286,8 +281,8 @@ class Session:
         if self.settings.serve.api_keys:
             keys = "one of FLEXINFER_SERVE__API_KEYS"
         self.say(
-            f"\nready {self.url}/v1\n\n"
-            f"  try it    curl -s {self.url}/v1/chat/completions -d '{body}'\n"
+            f"\nready {url}\n\n"
+            f"  try it    curl -s {url}/chat/completions -d '{body}'\n"
             f"  or        {_own_name()} chat {model}\n"
             f"  API key   {keys}\n"
             f"  stop      Ctrl-C here, or `{_own_name()} down` in another terminal"
@@ -296,7 +291,7 @@ class Session:
     async def _say_prefect(self) -> None:
         if not self.settings.prefect.enabled:
             return
-        file = self.home.run / "prefect.json"
+        file = self.home.prefect_record
         deadline = time.monotonic() + self.settings.prefect.start_timeout_s
         async with _client() as client:
             while time.monotonic() < deadline:
@@ -317,16 +312,13 @@ class Session:
         self._stop.set()
         children = [r.child for r in self._running.values() if r.child is not None]
         await asyncio.gather(*(child.stop() for child in children), return_exceptions=True)
-        for file in self._records().glob("*.json"):
+        for file in self.home.up_records.glob("*.json"):
             file.unlink(missing_ok=True)
 
     def _kill_all(self) -> None:
         for running in self._running.values():
             if running.child is not None:
                 running.child.kill()
-
-    def _records(self) -> Path:
-        return self.home.run / "up"
 
 
 class _signals:
@@ -357,10 +349,6 @@ async def _client() -> AsyncIterator[httpx.AsyncClient]:
     # Loopback: the user's proxy has nothing to do with it.
     async with httpx.AsyncClient(timeout=2.0, trust_env=False) as client:
         yield client
-
-
-def _shown_host(host: str) -> str:
-    return "127.0.0.1" if host in ("0.0.0.0", "::", "localhost") else host
 
 
 def _recorded_url(file: Path) -> str | None:

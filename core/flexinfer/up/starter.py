@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flexinfer.oci.durable import replace_file
+from flexinfer.files import replace_file
 from flexinfer.places import Home
 
 MODEL = "smollm2-135m-instruct"
@@ -35,8 +35,8 @@ def is_wanted(home: Home) -> bool:
 
 def write(home: Home) -> Path:
     """Write the starter's Model file, durably, and remember that it was written. Return its path."""
-    path = home.models / f"{MODEL}.yaml"
-    replace_file(path, _MODEL_FILE.encode(), scratch=home.run / "starter.partial")
+    path = home.model_file(MODEL)
+    replace_file(path, _MODEL_FILE.encode(), scratch=home.scratch("starter"))
     _marker(home).touch()
     return path
 

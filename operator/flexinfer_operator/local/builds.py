@@ -109,7 +109,7 @@ class Builder:
 
     async def _built(self, source: str) -> str:
         """Return why the build failed; empty: it did not."""
-        log_path = self._home.logs / "operator-build.log"
+        log_path = self._home.log("operator-build")
         child: Child = await start(
             ProcessSpec(
                 name="build",

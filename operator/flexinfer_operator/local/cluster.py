@@ -47,7 +47,6 @@ from flexinfer_operator.publication import Publication
 
 log = get_logger(__name__)
 
-SOCKET = "operator.sock"
 # A router that went away may be restarting: its requests are not given up at once.
 _LEAVE_GRACE_S = 2.0
 # An edit acts within a second, a finished build as well; a look costs a handful of system calls.
@@ -89,7 +88,7 @@ class LocalCluster:
         self._shelf = Shelf(clock)
         self._book = LeaseBook()
         self._publication = Publication(first_generation=int(clock.unix_s() * 1000))
-        self._routers = RouterServer(home.run / SOCKET, self, self._newest)
+        self._routers = RouterServer(home.operator_socket, self, self._newest)
         self._builder = Builder(
             home, clock, nice=settings.build.nice, on_end=self._build_ended, command=build
         )
@@ -112,7 +111,7 @@ class LocalCluster:
 
     @property
     def socket(self) -> Path:
-        return self._home.run / SOCKET
+        return self._home.operator_socket
 
     # Life
 

@@ -17,7 +17,6 @@ from flexinfer.spelling import nearest
 from flexinfer.units import format_bytes, format_duration
 from flexinfer_operator.local.ledger import ColdStartRecord, machine_name, read_state, summarize
 from flexinfer_operator.local.models import ModelFiles, WrittenModel
-from flexinfer_operator.local.run import LOCK
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,13 +201,13 @@ def overview(home: Home) -> Overview:
     return Overview(
         models=tuple(found),
         faults=tuple(files.faults().values()),
-        is_operator_running=holder(home.run / LOCK) is not None,
+        is_operator_running=holder(home.operator_lock) is not None,
     )
 
 
 def _records(home: Home) -> tuple[Record, ...]:
     found = []
-    folder = home.run / "replicas"
+    folder = home.replica_records
     for file in sorted(folder.glob("*.json")) if folder.is_dir() else ():
         try:
             record = Record.read(file)

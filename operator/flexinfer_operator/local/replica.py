@@ -73,7 +73,7 @@ class Means:
     @property
     def records(self) -> Path:
         """Where engines are written down, so that they are found after a crash; their keys lie in `secrets` there."""
-        return self.home.run / "replicas"
+        return self.home.replica_records
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -306,7 +306,7 @@ async def _life(replica: Replica, order: Order) -> None:
         run_dir=means.records,
         python=python,
         artifact=checkout.path,
-        log_path=means.home.logs / f"engine-{order.id}.log",
+        log_path=means.home.engine_log(order.id),
         model=replica.model,
     )
     replica.running = running

@@ -12,12 +12,11 @@ from flexinfer.log import get_logger
 from flexinfer.places import Home
 from flexinfer.process import SingleInstance, watch_lifeline
 from flexinfer.settings import Settings
-from flexinfer_operator.local.cluster import SOCKET, LocalCluster
+from flexinfer_operator.local.cluster import LocalCluster
 from flexinfer_operator.reconcile import Reconciler
 
 log = get_logger(__name__)
 
-LOCK = "operator.lock"
 # Whoever stops us waits a little longer than this before it kills.
 STOP_LIMIT_S = 7.5
 _MAX_GRACE_S = 6.0
@@ -42,9 +41,9 @@ async def run_local(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     watch_lifeline(loop, stop.set)
-    about = {"what": "flexinfer operator", "address": str(home.run / SOCKET)}
+    about = {"what": "flexinfer operator", "address": str(home.operator_socket)}
     clock = SystemClock()
-    with SingleInstance.acquire(home.run / LOCK, about):
+    with SingleInstance.acquire(home.operator_lock, about):
         cluster = make(home, settings, clock)
         await cluster.open()
         log.info("operator_started", home=str(home.root))

@@ -26,7 +26,7 @@ _MAX_FILES = 1000
 @contextmanager
 def known(home: Home, run_id: str) -> Iterator[None]:
     """While it lasts, the home knows that this process is the one that carries the run *run_id*."""
-    folder = _folder(home)
+    folder = home.run_records
     folder.mkdir(mode=0o700, exist_ok=True)
     found = procfs.stat(os.getpid())
     tree = {
@@ -47,7 +47,7 @@ def known(home: Home, run_id: str) -> Iterator[None]:
 async def end_orphans(home: Home) -> int:
     """Tell Prefect that the runs of dead processes have crashed; return how many there were."""
     ended = 0
-    for path in sorted(_folder(home).glob("*.json"))[:_MAX_FILES]:
+    for path in sorted(home.run_records.glob("*.json"))[:_MAX_FILES]:
         if _is_carried(path):
             continue
         try:
@@ -89,7 +89,3 @@ def _is_carried(path: Path) -> bool:
         and found.started_at == tree.get("start_ticks")
         and tree.get("boot_id") == procfs.boot_id()
     )
-
-
-def _folder(home: Home) -> Path:
-    return home.run / "runs"

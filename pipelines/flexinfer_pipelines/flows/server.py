@@ -66,7 +66,7 @@ async def _turn(home: Home) -> SingleInstance:
     told = False
     while True:
         try:
-            return SingleInstance.acquire(home.run / "prefect.lock", {"what": "Prefect's server"})
+            return SingleInstance.acquire(home.prefect_lock, {"what": "Prefect's server"})
         except Conflict as error:
             if not told:
                 told = True

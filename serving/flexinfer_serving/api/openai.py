@@ -40,7 +40,7 @@ class ExchangeResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         section = self._router.section
-        client = Client(scope, receive, send, write_timeout_s=section.stream_idle_timeout_s)
+        client = Client(scope, receive, send, write_timeout_s=section.write_timeout_s)
         await Exchange(self._router, self._endpoint, client).run()
 
 
