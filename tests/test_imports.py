@@ -48,6 +48,10 @@ def test_planted_violations_are_caught(copied_tree: Path) -> None:
         "serving/flexinfer_serving/routing/planted.py": "import fastapi\nimport socket\n",
         "pipelines/flexinfer_pipelines/planted.py": "import prefect\n",
         "core/flexinfer/resources/planted.py": "from flexinfer import store\n",
+        # What is not pure through another module is not pure.
+        "operator/flexinfer_operator/plan/planted.py": "from flexinfer import log\n",
+        "serving/flexinfer_serving/admission/planted.py": "def f() -> None:\n    import secrets\n",
+        "serving/flexinfer_serving/openai/planted.py": "import os\nfrom pathlib import Path\n",
     }
     try:
         for name, text in planted.items():
@@ -59,9 +63,14 @@ def test_planted_violations_are_caught(copied_tree: Path) -> None:
     assert result.returncode == 1
     for name in (
         "flexinfer_operator.planted",
-        "routing.planted",
+        "routing.planted -> fastapi",
+        "routing.planted -> socket",
         "pipelines.planted",
         "resources.planted",
+        "plan.planted -> flexinfer.log",
+        "admission.planted -> secrets",
+        "openai.planted -> os",
+        "openai.planted -> pathlib",
     ):
         assert name in result.stdout, name
     broken = [line for line in result.stdout.splitlines() if " BROKEN" in line]

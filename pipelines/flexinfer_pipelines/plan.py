@@ -19,7 +19,7 @@ from flexinfer.errors import InvalidInput
 from flexinfer.resources.entry import CatalogEntry, Variant
 from flexinfer.spelling import nearest
 from flexinfer_pipelines.license import covers
-from flexinfer_pipelines.sources import Resolved, SourceFile
+from flexinfer_pipelines.resolved import Resolved, SourceFile
 
 NONE = "none"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")

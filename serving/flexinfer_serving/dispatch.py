@@ -24,6 +24,7 @@ from flexinfer.settings import ServeSection
 from flexinfer_serving import lookup
 from flexinfer_serving.admission.effects import Admit, Effect, GateLimits, Refuse, RequestId, Wake
 from flexinfer_serving.admission.gate import Gate
+from flexinfer_serving.chosen import Chosen
 from flexinfer_serving.explain import Record
 from flexinfer_serving.first_tokens import FirstTokens
 from flexinfer_serving.fleet import DemandSink
@@ -31,7 +32,6 @@ from flexinfer_serving.leasing import Lessor
 from flexinfer_serving.measures import Measures
 from flexinfer_serving.probing import Probe, Prober
 from flexinfer_serving.routing import Route, Strategy
-from flexinfer_serving.routing.chosen import Chosen
 
 log = get_logger(__name__)
 

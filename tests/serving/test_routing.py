@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexinfer.errors import PluginError, PluginNotInstalled, UnknownPlugin
+from flexinfer_serving.chosen import Chosen
 from flexinfer_serving.routing import STRATEGIES, Candidate, Choice, Route, Strategy
-from flexinfer_serving.routing.chosen import Chosen
 from flexinfer_serving.routing.least_loaded import LeastLoaded
 
 CANDIDATES = st.lists(
@@ -101,7 +101,7 @@ def test_a_plug_in_that_fails_in_any_way_is_least_loaded_and_told_once_for_each_
 ) -> None:
     told: list[str] = []
     monkeypatch.setattr(
-        "flexinfer_serving.routing.chosen.log.error",
+        "flexinfer_serving.chosen.log.error",
         lambda event, **more: told.append(more["model"]),
     )
     chosen = named(what)

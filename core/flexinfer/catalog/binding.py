@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from typing import Protocol
 
-from flexinfer.catalog.load import Catalog
 from flexinfer.catalog.rules import AS_IS
 from flexinfer.resources import patterns
 from flexinfer.resources.entry import (
@@ -30,7 +30,15 @@ _WEIGHT_SUFFIXES = (".gguf", ".safetensors")
 _NAMELESS = "model"
 
 
-def wanted(source: SourceUri, catalog: Catalog) -> tuple[CatalogEntry, Variant, str]:
+class Entries(Protocol):
+    """Entries that were loaded: `Catalog`."""
+
+    def find(self, name: str, variant: str = "") -> tuple[CatalogEntry, Variant]:
+        """Return the entry and its variant, or its default one."""
+        ...
+
+
+def wanted(source: SourceUri, catalog: Entries) -> tuple[CatalogEntry, Variant, str]:
     """Return entry, variant and store reference (`<repository>:<tag>`) of *source*.
 
     Raises:
