@@ -123,6 +123,31 @@ def test_progress_validation_and_digest_are_artifacts(place: Place, built: dict[
     assert built["digest"] in found["artifact"]["data"]
 
 
+def test_the_users_prefect_command_reads_the_server(place: Place, built: dict[str, Any]) -> None:
+    """Prefect's client sends null for what is not asked; FastAPI from 0.151 on refuses that."""
+    environ = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(place.home.root),
+        "PREFECT_API_URL": place.api,
+        "COLUMNS": "200",
+    }
+    for command, wanted in (
+        ("flow ls", "build"),
+        ("flow-run ls", "build"),
+        ("artifact ls", "validation"),
+    ):
+        ran = subprocess.run(
+            [sys.executable, "-m", "prefect", *command.split()],
+            env=environ,
+            cwd=place.home.root,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert ran.returncode == 0, ran.stderr[-600:]
+        assert wanted in ran.stdout, command
+
+
 def test_a_second_build_starts_no_run_and_imports_no_prefect(
     place: Place, built: dict[str, Any]
 ) -> None:
