@@ -25,7 +25,7 @@ from flexinfer_serving.openai import errors
 _BACKLOG = 2048
 _KEEP_ALIVE_S = 30
 # Above the limit of connections so many are told so; those beyond are only closed.
-_MAX_TOLD = 256
+MAX_TOLD = 256
 
 
 class StrictConnection(h11.Connection):
@@ -71,6 +71,9 @@ class BoundedProtocol(H11Protocol):
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             scope["extensions"] = {"flexinfer.abort": self.transport.abort}
+            # Two readers may differ on where a chunked body's trailer ends, so nothing may follow it here.
+            if any(name == b"transfer-encoding" for name, _ in scope["headers"]):
+                scope["headers"].append((b"connection", b"close"))
             await inner(scope, receive, send)
 
         self.app = app
@@ -78,7 +81,7 @@ class BoundedProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         excess = len(self.connections) - self._section.max_connections
-        if excess > _MAX_TOLD:
+        if excess > MAX_TOLD:
             transport.abort()
         elif excess > 0:
             self._close_with(

@@ -333,7 +333,7 @@ def test_a_client_that_never_reads_is_given_up() -> None:
         assert await router.metric('flexinfer_requests_in_flight{model="m"}') == 0
         writer.close()
 
-    one(flood, ask, stream_idle_timeout_s=0.5)
+    one(flood, ask, write_timeout_s=0.5)
 
 
 class Broken(PlainEngine):

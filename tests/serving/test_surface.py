@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -16,8 +17,9 @@ from flexinfer.settings import ServeSection
 from flexinfer.testing import engine as scripts
 from flexinfer.testing.engine import ScriptedEngine
 from flexinfer.testing.fleet import ScriptedFleet, model, replica
+from flexinfer_serving import listener
 from flexinfer_serving.api.openai import KNOWN_PATHS
-from flexinfer_serving.testing import Running, chat_body, raw_chat, running, until
+from flexinfer_serving.testing import LIMIT_S, Running, chat_body, raw_chat, running, until
 from flexinfer_serving.worker import check
 
 KEYS = {"api_keys": ("sk-one", "sk-two")}
@@ -316,19 +318,21 @@ def test_an_allowed_page_is_answered_and_may_read() -> None:
 # Framing ------------------------------------------------------------------------------------------------------
 
 
-async def raw_exchange(router: Running, data: bytes) -> bytes:
-    """Send *data* and return all that comes until the router closes."""
+async def raw_exchange(router: Running, *pieces: bytes) -> bytes:
+    """Send *pieces*, each as the router has it before the next, and return all that comes until it closes."""
     reader, writer = await router.connect()
-    writer.write(data)
     try:
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(0)
         return await asyncio.wait_for(reader.read(), 5)
-    except ConnectionError:
-        return b""
     finally:
         writer.close()
 
 
 HEADER = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+LIVEZ = b"GET /livez HTTP/1.0\r\nHost: localhost\r\n\r\n"
 SMUGGLED = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
@@ -342,6 +346,19 @@ AMBIGUOUS = (
     b"Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
     b"Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
     b"Host: evil.example\r\nContent-Length: 0\r\n\r\n",
+    b"Content-Length: 4\r\nContent-Length: 4\r\n\r\nabcd",
+    b"Content-Length: 4, 4\r\n\r\nabcd",
+    b"X: y\n\r\nContent-Length: 4\r\n\r\nabcd",
+    b"X: y\nContent-Length: 4\r\n\r\nabcd",
+    b"Content-Length: 4\n\nabcd",
+    b"X: y\r\n Content-Length: 4\r\n\r\nabcd",
+    b"X: y\r\n\tfolded\r\nContent-Length: 4\r\n\r\nabcd",
+    b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n",
+    b"Transfer-Encoding: chunked\r\n\r\n-4\r\nabcd\r\n",
+    b"Transfer-Encoding: chunked\r\n\r\n0x4\r\nabcd\r\n",
+    b"Transfer-Encoding: chunked\r\n\r\n" + b"f" * 21 + b"\r\nabcd\r\n",
+    b"Transfer-Encoding: chunked\r\n\r\n4\r\nabcdefgh\r\n",
+    b"Transfer-Encoding: chunked\r\n\r\n4\r\nabcd\r\n" + b"9" * 70_000,
 )
 
 
@@ -357,23 +374,100 @@ def test_ambiguous_framing_is_400_and_the_connection_closes() -> None:
     serving(test)
 
 
+def test_a_chunked_request_is_the_last_of_its_connection() -> None:
+    """A trailer's end can be read in two ways, and what follows it with it."""
+
+    async def test(router: Running, engine: ScriptedEngine) -> None:
+        body = json.dumps(chat_body(model="smol")).encode()
+        chunk = b"%x\r\n%s\r\n0\r\n" % (len(body), body)
+        for end in (b"\r\n", b"\n", b"T: x\n\n"):
+            head = HEADER + b"Transfer-Encoding: chunked\r\n\r\n"
+            answer = await raw_exchange(router, head + chunk + end + SMUGGLED)
+            assert answer.startswith(b"HTTP/1.1 200 ")
+            assert b"connection: close" in answer.lower()
+            assert answer.count(b"HTTP/1.1 ") == 1
+
+    serving(test)
+
+
+def test_a_body_that_breaks_off_in_its_chunks_frees_its_place() -> None:
+    async def test(router: Running, engine: ScriptedEngine) -> None:
+        head = HEADER + b"Transfer-Encoding: chunked\r\n\r\n4\r\nabcd\r\n"
+        reader, writer = await router.connect()
+        writer.write(head)
+        await until(lambda: router.router.active)
+        writer.write(b"zzz\r\n")
+        answer = await reader.read()
+        writer.close()
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert b'"code": "bad_request"' in answer
+        await until(lambda: not router.router.active)
+        assert engine.connections == 0
+
+    serving(test)
+
+
+def head_of(size: int) -> bytes:
+    start, end = (
+        b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nX: ",
+        b"\r\n\r\n",
+    )
+    return start + b"a" * (size - len(start) - len(end)) + end
+
+
 HEADS = {
-    "header": b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 200_000 + b"\r\n\r\n",
-    "url": b"GET /" + b"a" * 200_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
-    "ten thousand": b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X: y\r\n" * 10_000 + b"\r\n",
-    "two hundred": b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X: y\r\n" * 200 + b"\r\n",
-    "tls": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 100,
-    "no host": b"GET / HTTP/1.1\r\n\r\n",
+    "one byte more": (head_of(65_537), b"431"),
+    "the limit": (head_of(65_536), b"200"),
+    "one header": (head_of(70_000), b"431"),
+    "five megabytes": (head_of(5_000_000), b"431"),
+    "url": (b"GET /" + b"a" * 200_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", b"431"),
+    "ten thousand": (head_of(1000)[:-2] + b"X: y\r\n" * 10_000 + b"\r\n", b"431"),
+    "two hundred": (head_of(1000)[:-2] + b"X: y\r\n" * 200 + b"\r\n", b"431"),
+    "tls": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 100, b"400"),
+    "no host": (b"GET / HTTP/1.1\r\n\r\n", b"400"),
+    "an empty line": (b"\r\n" + head_of(100), b"400"),
 }
 
 
-def test_a_head_that_is_too_large_or_none_is_refused() -> None:
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_is_judged_by_its_size_however_it_comes(name: str) -> None:
+    data, status = HEADS[name]
+
     async def test(router: Running, _: ScriptedEngine) -> None:
-        for name, data in HEADS.items():
-            closing = data.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
-            answer = await raw_exchange(router, closing)
-            assert answer == b"" or answer.split(b" ")[1] in (b"400", b"431"), name
-        assert (await router.client.get("/readyz")).status_code == 200
+        half = min(len(data) // 2, 60_000)
+        for pieces in ((data,), (data[:half], data[half:]), (data[:-4], data[-4:])):
+            answer = await raw_exchange(router, *pieces)
+            assert answer.split(b" ")[1] == status
+            assert len(answer) < 2000
+            if status != b"200":
+                assert b'"type": "invalid_request_error"' in answer
+                assert b"x-request-id: req-" in answer
+
+    serving(test)
+
+
+def test_nothing_long_is_said_back() -> None:
+    async def test(router: Running, _: ScriptedEngine) -> None:
+        long = "a" * 60_000
+        for path in (f"/{long}", f"/v1/models/{long}", f"/v1/{long}?{long[:1000]}"):
+            assert len((await router.client.get(path)).content) < 1000
+        assert len((await router.admin.get(f"/explain/{long}")).content) < 1000
+        huge = "b" * 1_000_000
+        for body in (
+            {"model": huge},
+            {"model": "m" * 256},
+            {"temperature": huge},
+            {huge: 1},
+            {"messages": [{"role": huge}]},
+            {"messages": [{"role": "user", "content": [{"type": huge}]}]},
+            {"n": 10**4000},
+            {"stop": [huge]},
+            {"encoding_format": huge},
+        ):
+            response = await router.chat(**{"model": "smol", **body})
+            assert response.status_code in (200, 400, 404)
+            assert len(response.content) < 1000, list(body)
+            assert sum(len(name) + len(value) for name, value in response.headers.raw) < 1500
 
     serving(test)
 
@@ -406,14 +500,28 @@ def test_one_byte_now_and_then_does_not_keep_a_head_open() -> None:
     serving(test, header_timeout_s=0.5)
 
 
-def test_more_connections_than_the_limit_are_told_so() -> None:
+def test_more_connections_than_the_limit_are_told_so_and_far_more_are_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(listener, "MAX_TOLD", 4)
+
     async def test(router: Running, _: ScriptedEngine) -> None:
         held = [await router.connect() for _ in range(3)]
-        answer = await raw_exchange(router, b"")
-        assert answer.startswith(b"HTTP/1.1 503 ")
-        assert b"too_many_connections" in answer
-        for _reader, writer in held:
+        told = [await router.connect() for _ in range(4)]
+        for _reader, writer in told:
+            writer.write(SMUGGLED)  # what was sent meanwhile does not turn the answer into a reset
+        for reader, _writer in told:
+            answer = await reader.readuntil(b"}}")
+            assert answer.startswith(b"HTTP/1.1 503 ")
+            assert b"too_many_connections" in answer
+        over = await router.connect()
+        with suppress(ConnectionError):
+            assert await over[0].read() == b""
+        for _reader, writer in (*held, *told, over):
             writer.close()
+        async with asyncio.timeout(LIMIT_S):
+            while not (await raw_exchange(router, LIVEZ)).startswith(b"HTTP/1.1 200 "):
+                continue
 
     serving(test, max_connections=3)
 
