@@ -65,7 +65,7 @@ def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
         rest = rest[os.write(descriptor, rest) :]
 
 
-def make_folders(*folders: Path) -> None:
+def make_folders(*folders: Path, mode: int = 0o777) -> None:
     """Make *folders*, and their parents, where they are absent.
 
     Raises:
@@ -73,7 +73,7 @@ def make_folders(*folders: Path) -> None:
     """
     for folder in folders:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=mode, parents=True, exist_ok=True)
         except OSError as error:
             raise disk_error(error, path=folder) from error
 

@@ -8,8 +8,6 @@ one in between, the engine ends with the cause `port_taken`, and the caller star
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
 import re
 import secrets as random
 from collections.abc import Mapping
@@ -22,6 +20,7 @@ import httpx
 from flexinfer.artifact import ANNOTATION_FORMAT, ANNOTATION_QUANTIZATION, Artifact
 from flexinfer.engine import Engine, EngineArtifact, Launch, Probe
 from flexinfer.errors import InvalidInput, PluginError, ResourceExhausted
+from flexinfer.files import make_folders, replace_file
 from flexinfer.process import (
     Child,
     ProcessSpec,
@@ -305,20 +304,11 @@ def _free_ports(names: tuple[str, ...]) -> dict[str, int]:
 
 def _write_secret(path: Path, text: str) -> None:
     """Put *text* into *path*, which its owner alone can read, wholly or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        partial.unlink(missing_ok=True)
-        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(text + "\n")
-        partial.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise ResourceExhausted(
-            f"engine key {path}: cannot be written ({error.strerror})",
-            code="disk_full" if error.errno == errno.ENOSPC else "key_not_written",
-        ) from error
+        make_folders(path.parent, mode=0o700)
+        replace_file(path, f"{text}\n".encode(), mode=0o600, durable=False)
+    except ResourceExhausted as error:
+        raise ResourceExhausted(f"engine key {error.message}", code=error.code) from error
 
 
 def _context_length(text: str, digest: str) -> int:

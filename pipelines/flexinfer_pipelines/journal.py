@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from flexinfer.files import replace_json
 
 _VERSION = 1
 _MAX_BYTES = 16 * 1024 * 1024
@@ -37,7 +38,11 @@ class Journal:
         return found if isinstance(found, dict) else None
 
     def write(self, step: str, result: Mapping[str, Any]) -> None:
-        """Remember, durably, that *step* was done. Steps after it are forgotten: they stood on another result."""
+        """Remember, durably, that *step* was done. Steps after it are forgotten: they stood on another result.
+
+        Raises:
+            ResourceExhausted: code `disk_full` or `disk_error`.
+        """
         self._steps.pop(step, None)
         self._steps[step] = dict(result)
         replace_json(self._path, {"version": _VERSION, "key": self._key, "steps": self._steps})
@@ -49,18 +54,3 @@ class Journal:
     def remove(self) -> None:
         """The build is published: drop the work folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def replace_json(path: Path, tree: Mapping[str, Any]) -> None:
-    """Write *tree* to *path*: whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("w", encoding="utf-8") as stream:
-        json.dump(tree, stream, sort_keys=True)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

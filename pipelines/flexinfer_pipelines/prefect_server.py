@@ -21,6 +21,7 @@ import httpx
 
 from flexinfer.clock import Clock
 from flexinfer.errors import ProcessFailed, ResourceExhausted, Unavailable
+from flexinfer.files import replace_json
 from flexinfer.log import get_logger
 from flexinfer.places import Home
 from flexinfer.process import (
@@ -191,10 +192,7 @@ def write_record(home: Home, port: int) -> None:
         "start_ticks": found.started_at if found is not None else 0,
         "boot_id": procfs.boot_id(),
     }
-    path = home.prefect_record
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(tree), "utf-8")
-    partial.replace(path)
+    replace_json(home.prefect_record, tree, durable=False)
 
 
 def forget_record(home: Home) -> None:

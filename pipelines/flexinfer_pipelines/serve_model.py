@@ -16,6 +16,7 @@ import yaml
 
 from flexinfer.catalog.binding import slug
 from flexinfer.errors import Conflict, Unavailable
+from flexinfer.files import replace_file
 from flexinfer.places import Home
 from flexinfer.process import ProcessSpec, holder, start
 from flexinfer.settings import Settings
@@ -87,15 +88,10 @@ def write_model(source: str, name: str, home: Home, settings: Settings) -> Serve
         "metadata": {"name": name},
         "spec": {"source": text, "backend": "llamacpp", "gpu": {"vendor": "cpu"}},
     }
-    partial = home.models / f".{name}.{os.getpid()}.partial"
-    with partial.open("w", encoding="utf-8") as stream:
-        stream.write(
-            "# Made by `flexinfer run`. Edit it while `flexinfer up` runs; delete it to stop serving.\n"
-        )
-        yaml.safe_dump(tree, stream, sort_keys=False)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
+    words = (
+        "# Made by `flexinfer run`. Edit it while `flexinfer up` runs; delete it to stop serving.\n"
+    )
+    replace_file(path, (words + yaml.safe_dump(tree, sort_keys=False)).encode())
     return Served(name=name, path=str(path), is_new=True)
 
 

@@ -14,6 +14,7 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed
 
+from flexinfer.files import replace_json
 from flexinfer.log import get_logger
 from flexinfer.places import Home
 from flexinfer.process import procfs
@@ -35,9 +36,7 @@ def known(home: Home, run_id: str) -> Iterator[None]:
         "boot_id": procfs.boot_id(),
     }
     path = folder / f"{run_id}.json"
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(tree), "utf-8")
-    partial.replace(path)
+    replace_json(path, tree, durable=False)
     try:
         yield
     finally:

@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from flexinfer.errors import FlexInferError, Unavailable
+from flexinfer.files import replace_json
 from flexinfer.log import get_logger
 from flexinfer.resources.entry import CatalogEntry, Variant
 from flexinfer.resources.source import SourceUri, parse_source
-from flexinfer_pipelines.journal import replace_json
 from flexinfer_pipelines.plan import NONE, Ability, Plan, Recipe, check_recipe, make_plan
 from flexinfer_pipelines.quantizers import QUANTIZERS
 from flexinfer_pipelines.sources import SOURCES, Resolved, Source, SourceTools, resolved_from
