@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import math
+import resource
 import secrets
 import socket
 from collections.abc import Iterator
@@ -16,16 +17,26 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from flexinfer.errors import FlexInferError, InvalidInput, ResourceExhausted, Unavailable
+from flexinfer.log import get_logger
 from flexinfer.process.ports import who_listens
 from flexinfer.settings import ServeSection
 from flexinfer_serving.client import LINGER_BYTES, LINGER_S, Receive, Scope, Send
 from flexinfer_serving.framing import check_head
 from flexinfer_serving.openai import errors
 
+log = get_logger(__name__)
+
 _BACKLOG = 2048
 _KEEP_ALIVE_S = 30
+_PEER_IS_THERE = {
+    "TCP_KEEPIDLE": 30,
+    "TCP_KEEPINTVL": 10,
+    "TCP_KEEPCNT": 3,
+    "TCP_USER_TIMEOUT": 60_000,  # ms; what was sent is acknowledged by then
+}
 # Above the limit of connections so many are told so; those beyond are only closed.
 MAX_TOLD = 256
+_OTHER_FILES = 256
 
 
 class StrictConnection(h11.Connection):
@@ -226,7 +237,28 @@ def bind(host: str, port: int, *, setting: str) -> socket.socket:
     # Accepted sockets inherit it. asyncio sets it itself only where a socket names TCP as its protocol, which
     # one from `create_server` does not; without it each answer of two writes waits 40 ms for a delayed ACK.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # A peer that vanished without a word is noticed within about a minute, also while nothing is sent to it.
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _PEER_IS_THERE.items():
+        if (option := getattr(socket, name, None)) is not None:
+            listening.setsockopt(socket.IPPROTO_TCP, option, value)
     return listening
+
+
+def allow_files(connections: int) -> int:
+    """Let this process have the files that *connections* clients and their engines need, and return the limit.
+
+    The usual limit of 1024 would end the connections before the limit that says 503 does.
+    """
+    wanted = 2 * (connections + MAX_TOLD) + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return wanted
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < wanted:
+        log.warning("few_files_allowed", allowed=allowed, wanted=wanted)
+    return allowed
 
 
 def _raw(answer: errors.Answer) -> bytes:

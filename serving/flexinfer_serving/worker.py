@@ -19,7 +19,7 @@ from flexinfer.process import watch_lifeline
 from flexinfer.settings import ServeSection
 from flexinfer_serving.api.guard import is_loopback
 from flexinfer_serving.app import create_admin_app, create_app
-from flexinfer_serving.listener import Listener, ListenerConfig, bind
+from flexinfer_serving.listener import Listener, ListenerConfig, allow_files, bind
 from flexinfer_serving.router import Router
 
 log = get_logger(__name__)
@@ -145,6 +145,7 @@ class Worker:
 async def run_until_signalled(router: Router) -> None:
     """Run a worker whose end is a signal, or its parent's end."""
     worker = Worker(router)
+    allow_files(router.section.max_connections)
     loop = asyncio.get_running_loop()
 
     def signalled() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -21,7 +23,7 @@ from flexinfer.errors import ResourceExhausted
 from flexinfer.testing import engine as scripts
 from flexinfer.testing.engine import ScriptedEngine, Seen, Wire
 from flexinfer.testing.fleet import ScriptedFleet, model, replica
-from flexinfer_serving.listener import bind
+from flexinfer_serving.listener import allow_files, bind
 from flexinfer_serving.testing import chat_body, running, until
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -257,3 +259,29 @@ def test_a_start_that_cannot_be_says_why(
     )
     assert f"error[{code}]" in found.stderr
     assert found.returncode == exit_code
+
+
+def test_the_limit_of_files_rises_with_the_limit_of_connections() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (512, before[1]))
+        allowed = allow_files(300)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == allowed >= 600
+        assert allow_files(10) <= allowed
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == allowed, "it is never lowered"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_an_accepted_connection_is_asked_whether_its_peer_is_there() -> None:
+    with bind("127.0.0.1", 0, setting="X") as listening:
+        listening.setblocking(True)
+        with (
+            socket.create_connection(listening.getsockname()),
+            contextlib.closing(listening.accept()[0]) as accepted,
+        ):
+            assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            if sys.platform == "linux":
+                assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 30
+                assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 60_000

@@ -21,6 +21,7 @@ from flexinfer.testing import engine as scripts
 from flexinfer.testing.engine import PlainEngine, Script, ScriptedEngine, Seen, Wire
 from flexinfer.testing.fleet import ScriptedFleet, model, replica
 from flexinfer_serving.explain import opaque
+from flexinfer_serving.listener import BoundedProtocol
 from flexinfer_serving.routing import STRATEGIES, Strategy
 from flexinfer_serving.routing.least_loaded import LeastLoaded
 from flexinfer_serving.testing import Running, raw_chat, running, until
@@ -334,6 +335,31 @@ def test_a_client_that_never_reads_is_given_up() -> None:
         writer.close()
 
     one(flood, ask, write_timeout_s=0.5)
+
+
+def test_a_client_that_never_reads_the_end_of_a_whole_answer_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lost: list[BoundedProtocol] = []
+    inner = BoundedProtocol.connection_lost
+
+    def seen(self: BoundedProtocol, exc: Exception | None) -> None:
+        lost.append(self)
+        inner(self, exc)
+
+    monkeypatch.setattr(BoundedProtocol, "connection_lost", seen)
+
+    async def ask(router: Running, _: ScriptedEngine) -> None:
+        reader, writer = await router.connect()
+        writer.write(raw_chat().replace(b"Host:", b"Connection: close\r\nHost:"))
+        await reader.readuntil(b"\r\n\r\n")
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await until(lambda: not router.router.active)
+        await until(lambda: lost)
+        writer.transport.abort()
+
+    # More than the kernel takes for a client that does not read.
+    one(scripts.answers("x" * 15_000_000), ask, write_timeout_s=0.2)
 
 
 class Broken(PlainEngine):
