@@ -14,12 +14,11 @@ import typer
 
 from flexinfer.errors import Conflict, InvalidInput, NotFound, Unavailable
 from flexinfer.places import Home
-from flexinfer.plugins import nearest
-from flexinfer.process import LogReader, Record, SingleInstance, is_alive, procfs
+from flexinfer.process import Record, SingleInstance, is_alive, procfs
 from flexinfer.process import holder as holder_of
-from flexinfer.process.logfile import tail
 from flexinfer.settings import Settings, load, setting_files
 from flexinfer.units import format_bytes, format_duration
+from flexinfer.up.reading import Said
 
 _STOP_S = 20.0
 _POLL_S = 0.1
@@ -76,30 +75,29 @@ def status(
 
 
 def logs(
-    name: str = typer.Argument("", help="One of the logs; all of them when left out."),
-    lines: int = typer.Option(50, "--lines", "-n", min=1, max=10_000, help="Lines of each log."),
+    name: str = typer.Argument("", help="A log or a Model; all logs when left out."),
+    lines: int = typer.Option(50, "--lines", "-n", min=1, max=10_000, help="How many, all in all."),
     follow: bool = typer.Option(False, "--follow", "-f", help="Go on with what comes."),
+    everything: bool = typer.Option(
+        False, "--all", help="Also what Prefect's server says of its own database and tasks."
+    ),
     raw: bool = typer.Option(False, "--raw", help="The lines as they were written."),
 ) -> None:
-    """Show the logs of what `up` started.
+    """Show the logs of what `up` started, in the order of time; of a Model: those of its engines.
+
+    Of a log that is very long its last 256 KiB are looked at.
 
     Example: flexinfer logs operator -f
     """
+    from flexinfer.up.shown import ShownLogs
+
     home = Home.find(os.environ)
-    files = _log_files(home)
-    if name:
-        if name not in files:
-            known = ", ".join(files) or "none yet"
-            raise NotFound(f"no log {name!r} in {home.logs} (there: {known}){nearest(name, files)}")
-        files = {name: files[name]}
-    readers = {n: LogReader(path, at_end=True) for n, path in files.items()}
-    for log, path in files.items():
-        for line in tail(path, lines):
-            typer.echo(line if raw else _readable(log, line))
+    shown = ShownLogs(home, name, is_routine_shown=everything or raw)
+    for line in shown.last(lines):
+        _print_line(line, raw=raw)
     while follow:
-        for log, reader in readers.items():
-            for line in reader.read():
-                typer.echo(line if raw else _readable(log, line))
+        for line in shown.new():
+            _print_line(line, raw=raw)
         time.sleep(_POLL_S)
 
 
@@ -204,21 +202,6 @@ def _show_status(found: dict[str, Any]) -> None:
     say(f"models: {', '.join(found['models']) or 'none'} (more: `flexinfer model ls`)")
 
 
-def _log_files(home: Home) -> dict[str, Path]:
-    files = sorted(home.logs.rglob("*.log")) if home.logs.is_dir() else []
-    return {str(f.relative_to(home.logs)).removesuffix(".log"): f for f in files}
-
-
-def _readable(name: str, line: str) -> str:
-    try:
-        event = json.loads(line)
-        shown = {
-            k: v
-            for k, v in event.items()
-            if k not in ("event", "level", "logger", "timestamp", "human")
-        }
-        rest = " ".join(f"{k}={v}" for k, v in shown.items())
-        at = str(event["timestamp"])[11:23]
-        return f"{at} {name} {event['level']}: {event['event']} {rest}".rstrip()
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return f"{name}: {line}"
+def _print_line(line: Said, *, raw: bool) -> None:
+    for text in (line.raw,) if raw else line.shown:
+        typer.echo(text)

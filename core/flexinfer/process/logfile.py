@@ -26,17 +26,21 @@ class LogReader:
     costs about a millisecond; `is_behind` says that there was more.
     """
 
-    def __init__(self, path: Path, *, at_end: bool = False) -> None:
-        """Begin at the start of *path*, or at its present end: what was written before is not given."""
+    def __init__(self, path: Path, *, at_end: bool = False, last_bytes: int = 0) -> None:
+        """Begin at the start of *path*, or at its present end: what was written before is not given.
+
+        *last_bytes*: begin so far before the end, at the first whole line there; `is_cut` says that there was more.
+        """
         self.path = path
         self.is_behind = False
+        self.is_cut = False
         self._offset = 0
         self._before = (
             b""  # the last bytes in front of the offset: another text there means a new file
         )
         self._splitter = LineSplitter()
-        if at_end:
-            self._skip()
+        if at_end or last_bytes:
+            self._skip(last_bytes)
 
     def read(self) -> tuple[str, ...]:
         """Return the lines completed since the last call; none while there is no file."""
@@ -59,15 +63,20 @@ class LogReader:
         start = self._offset - len(self._before)
         return os.pread(descriptor, len(self._before), start) == self._before
 
-    def _skip(self) -> None:
+    def _skip(self, last_bytes: int) -> None:
         try:
             with self.path.open("rb") as file:
-                end = file.seek(0, os.SEEK_END)
-                file.seek(max(0, end - _FINGERPRINT_BYTES))
-                self._before = file.read(min(end, _FINGERPRINT_BYTES))
+                start = max(0, file.seek(0, os.SEEK_END) - last_bytes)
+                if last_bytes and start:
+                    # On to the end of the line that is cut here; one without an end is shown from its middle.
+                    self.is_cut = True
+                    file.seek(start - 1)
+                    start += file.read(last_bytes + 1).find(b"\n")
+                file.seek(max(0, start - _FINGERPRINT_BYTES))
+                self._before = file.read(min(start, _FINGERPRINT_BYTES))
         except FileNotFoundError:
             return
-        self._offset = end
+        self._offset = start
 
 
 def tail(path: Path, lines: int) -> tuple[str, ...]:

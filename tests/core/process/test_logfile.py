@@ -107,3 +107,23 @@ def test_a_log_is_looked_at_in_time(room: int, grown: int, elapsed_s: float) -> 
     assert 0.05 <= delay_s <= min(2.0, 2 * elapsed_s)
     if delay_s > 0.05:  # at this rate it is not full by then
         assert grown * delay_s / elapsed_s <= max(room, 0)
+
+
+@given(
+    lines=st.lists(st.text("ab é", max_size=9), min_size=1, max_size=9),
+    last_bytes=st.integers(min_value=1, max_value=80),
+)
+def test_reading_from_near_the_end_gives_whole_lines_and_goes_on(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[str], last_bytes: int
+) -> None:
+    path = tmp_path_factory.mktemp("log") / "x.log"
+    path.write_text("".join(f"{one}\n" for one in lines))
+    reader = LogReader(path, last_bytes=last_bytes)
+    found = list(reader.read())
+    assert found == lines[len(lines) - len(found) :]
+    size = sum(len(one.encode()) + 1 for one in found)
+    assert size <= last_bytes
+    assert reader.is_cut == (len("".join(lines).encode()) + len(lines) > last_bytes)
+    with path.open("a") as log:
+        log.write("more\n")
+    assert reader.read() == ("more",)
