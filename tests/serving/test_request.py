@@ -158,6 +158,85 @@ def test_each_endpoint_has_its_own_fields(endpoint: Endpoint, body: Any, param: 
     assert refusal_of(endpoint, json.dumps(body).encode()).param == param
 
 
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
+PROMPT = {"model": "m", "prompt": "x"}
+INPUT = {"model": "m", "input": "x"}
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "body", "name", "value"),
+    [
+        (Endpoint.CHAT, CHAT, "functions", [{"name": "f"}]),
+        (Endpoint.CHAT, CHAT, "function_call", {"name": "f"}),
+        (Endpoint.CHAT, CHAT, "modalities", ["text", "audio"]),
+        (Endpoint.CHAT, CHAT, "audio", {"voice": "x"}),
+        (Endpoint.CHAT, CHAT, "web_search_options", {}),
+        (Endpoint.COMPLETIONS, PROMPT, "echo", True),
+        (Endpoint.COMPLETIONS, PROMPT, "suffix", "x"),
+        (Endpoint.COMPLETIONS, PROMPT, "best_of", 2),
+        (Endpoint.COMPLETIONS, {**PROMPT, "n": 3}, "best_of", 4),
+        (Endpoint.COMPLETIONS, PROMPT, "logprobs", 0),
+        (Endpoint.EMBEDDINGS, INPUT, "dimensions", 3),
+    ],
+)  # fmt: skip
+def test_what_no_engine_here_does_is_refused_by_name(
+    endpoint: Endpoint, body: dict[str, Any], name: str, value: Any
+) -> None:
+    error = refusal_of(endpoint, json.dumps({**body, name: value}).encode())
+    assert (error.code, error.param) == ("field_not_allowed", name)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "body", "name", "value"),
+    [
+        (Endpoint.CHAT, CHAT, "functions", []),
+        (Endpoint.CHAT, CHAT, "function_call", "none"),
+        (Endpoint.CHAT, CHAT, "modalities", ["text"]),
+        (Endpoint.CHAT, CHAT, "audio", None),
+        (Endpoint.COMPLETIONS, PROMPT, "echo", False),
+        (Endpoint.COMPLETIONS, PROMPT, "suffix", ""),
+        (Endpoint.COMPLETIONS, PROMPT, "best_of", 1),
+        (Endpoint.COMPLETIONS, {**PROMPT, "n": 3}, "best_of", 3),
+        (Endpoint.EMBEDDINGS, INPUT, "dimensions", None),
+    ],
+)  # fmt: skip
+def test_what_asks_for_nothing_is_let_go_and_not_told(
+    endpoint: Endpoint, body: dict[str, Any], name: str, value: Any
+) -> None:
+    request = read(endpoint, json.dumps({**body, name: value}).encode(), limits=LIMITS)
+    assert name not in forwarded(request)
+    assert request.dropped == ()
+
+
+TOO_LARGE = (2**31, 2**32 + 1, 2**64, 10**40, -1, -(2**32))
+
+
+@pytest.mark.parametrize("token", TOO_LARGE)
+def test_a_token_that_an_engine_would_take_for_another_is_refused(token: int) -> None:
+    for value in ([token], [1, token], [[1], [2, token]]):
+        for endpoint, name in ((Endpoint.COMPLETIONS, "prompt"), (Endpoint.EMBEDDINGS, "input")):
+            error = refusal_of(endpoint, json.dumps({"model": "m", name: value}).encode())
+            assert error.param == name
+    assert refusal(logit_bias={str(token): -1}).param == "logit_bias"
+
+
+@pytest.mark.parametrize("token", ["word", "", " 1", "1.0", "\u0661", "+1"])
+def test_a_bias_is_for_a_token_number(token: str) -> None:
+    assert refusal(logit_bias={token: -1}).param == "logit_bias"
+
+
+def test_the_largest_token_number_passes() -> None:
+    body = json.dumps({"model": "m", "prompt": [[0, 2**31 - 1]]}).encode()
+    assert forwarded(read(Endpoint.COMPLETIONS, body, limits=LIMITS))["prompt"] == [[0, 2**31 - 1]]
+    assert chat(logit_bias={"0": 1, str(2**31 - 1): -1}).model == "m"
+
+
+@pytest.mark.parametrize("value", ["", "float32", "x" * 999])
+def test_an_unknown_encoding_is_refused(value: str) -> None:
+    body = json.dumps({**INPUT, "encoding_format": value}).encode()
+    assert refusal_of(Endpoint.EMBEDDINGS, body).param == "encoding_format"
+
+
 @pytest.mark.parametrize("value", ["x", ["a", "b"], [1, 2], [[1], [2]]])
 def test_texts_and_tokens_embed(value: Any) -> None:
     body = json.dumps({"model": "m", "input": value}).encode()

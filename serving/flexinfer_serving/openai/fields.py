@@ -2,6 +2,10 @@
 
 forwarded   the OpenAI fields below, each after its check; `model` becomes the Model's name, and `max_tokens` /
             `max_completion_tokens` become one `max_tokens`, bounded, with a default
+checked     OpenAI fields that no engine here does, at the values that mean "not wanted": modalities ["text"],
+            functions [], function_call "none" or "auto", echo false, suffix "", best_of equal to n. They are not
+            forwarded; any other value is 400 `field_not_allowed`, and so are audio, web_search_options,
+            dimensions, and logprobs 0 of completions
 refused     400: they would change what is computed, so leaving them out would be a wrong answer
             · `template_override`: chat_template, chat_template_kwargs, add_generation_prompt,
               continue_final_message
@@ -14,6 +18,7 @@ dropped     everything else, known (cache_salt, cache_prompt, id_slot, slot_id, 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -35,6 +40,12 @@ MAX_SCHEMA_BYTES = 64 * 1024
 MAX_BIAS = 1024
 MAX_SMALL_BYTES = 4096
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+
+# What an engine reads into 32 bits would be another token.
+MAX_TOKEN_ID = 2**31 - 1
+
+PAIR = ("best_of", "n")
+_TOKEN = re.compile(r"[0-9]{1,10}")
 
 Check = Callable[[str, msgspec.Raw], None]
 
@@ -138,9 +149,45 @@ def tools(name: str, raw: msgspec.Raw) -> None:
 
 
 def bias(name: str, raw: msgspec.Raw) -> None:
-    value = decode(name, raw, dict[str, float] | None, "an object of token → number")
-    if value is not None and len(value) > MAX_BIAS:
+    value = decode(name, raw, dict[str, float] | None, "an object of token → number") or {}
+    if len(value) > MAX_BIAS:
         raise wrong(name, f"expected at most {MAX_BIAS} entries, found {len(value)}")
+    for token in value:
+        if not _TOKEN.fullmatch(token) or int(token) > MAX_TOKEN_ID:
+            expected = f"expected token numbers from 0 to {MAX_TOKEN_ID}"
+            raise wrong(name, f"{expected}, found {token[:32]!r}")
+
+
+def only(expected: str, *allowed: Any) -> Check:
+    """Allow values that ask for nothing; *expected* says in words which."""
+
+    def check(name: str, raw: msgspec.Raw) -> None:
+        if decode(name, raw, Any, "JSON") not in (None, *allowed):
+            raise wrong(name, f"is not served; expected {expected}", code="field_not_allowed")
+
+    return check
+
+
+def completion_logprobs(name: str, raw: msgspec.Raw) -> None:
+    whole(0, MAX_COMPLETION_LOGPROBS)(name, raw)
+    if bytes(raw) == b"0":
+        expected = f"expected 1 to {MAX_COMPLETION_LOGPROBS}, or null"
+        raise wrong(name, f"0 is not served; {expected}", code="field_not_allowed")
+
+
+def encoding(name: str, raw: msgspec.Raw) -> None:
+    value = decode(name, raw, str | None, "float or base64")
+    if value not in (None, "float", "base64"):
+        raise wrong(name, f"expected float or base64, found {value[:32]!r}")
+
+
+def check_best_of(values: Mapping[str, msgspec.Raw]) -> None:
+    """Refuse a choice among more answers than are returned: no engine here makes it."""
+    best_of, n = (decode(k, values[k], int | None, "") if k in values else None for k in PAIR)
+    if best_of is not None and best_of != (n or 1):
+        raise wrong(
+            "best_of", f"is served only where it equals n, here {n or 1}", code="field_not_allowed"
+        )
 
 
 def prompt(name: str, raw: msgspec.Raw) -> None:
@@ -157,6 +204,12 @@ def prompt(name: str, raw: msgspec.Raw) -> None:
         raise wrong(name, f"expected at most {MAX_INPUTS} entries, found {len(value)}")
     if any(one in ("", []) for one in value):
         raise wrong(name, "expected no empty entries")
+    for one in value:
+        tokens = one if isinstance(one, list) else [one] if isinstance(one, int) else []
+        if tokens and not (min(tokens) >= 0 and max(tokens) <= MAX_TOKEN_ID):
+            bad = next(token for token in tokens if not 0 <= token <= MAX_TOKEN_ID)
+            expected = f"expected token numbers from 0 to {MAX_TOKEN_ID}"
+            raise wrong(name, f"{expected}, found {str(bad)[:32]}")
 
 
 def messages(name: str, raw: msgspec.Raw) -> None:
@@ -222,32 +275,49 @@ _CHOICE = sized(MAX_SMALL_BYTES, str | dict[str, msgspec.Raw] | None, "a string 
 FIELDS: Mapping[Endpoint, Mapping[str, Check]] = {
     Endpoint.CHAT: {
         **_SAMPLING,
-        "function_call": _CHOICE,
-        "functions": tools,
+        "audio": only("null"),
+        "function_call": only("none or auto, as there are no functions", "none", "auto"),
+        "functions": only("none; use tools", []),
         "logprobs": flag,
         "max_completion_tokens": whole(1, 2**31 - 1),
         "messages": messages,
+        "modalities": only('["text"]', ["text"]),
         "parallel_tool_calls": flag,
         "reasoning_effort": text(32),
         "response_format": _SCHEMA,
         "tool_choice": _CHOICE,
         "tools": tools,
         "top_logprobs": whole(0, MAX_TOP_LOGPROBS),
+        "web_search_options": only("null"),
     },
     Endpoint.COMPLETIONS: {
         **_SAMPLING,
         "best_of": whole(1, MAX_CHOICES),
-        "echo": flag,
-        "logprobs": whole(0, MAX_COMPLETION_LOGPROBS),
+        "echo": only("false", False),
+        "logprobs": completion_logprobs,
         "prompt": prompt,
-        "suffix": text(65536),
+        "suffix": only("an empty one", ""),
     },
     Endpoint.EMBEDDINGS: {
-        "dimensions": whole(1, 65536),
-        "encoding_format": text(16),
+        "dimensions": only("the model's own, by leaving it out"),
+        "encoding_format": encoding,
         "input": prompt,
     },
 }
+# Checked, and then of no more use: at the values that are allowed they ask for nothing.
+CHECKED = frozenset(
+    {
+        "audio",
+        "best_of",
+        "dimensions",
+        "echo",
+        "function_call",
+        "functions",
+        "modalities",
+        "suffix",
+        "web_search_options",
+    }
+)
 REQUIRED: Mapping[Endpoint, str] = {
     Endpoint.CHAT: "messages",
     Endpoint.COMPLETIONS: "prompt",

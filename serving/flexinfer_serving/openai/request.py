@@ -86,6 +86,9 @@ def read(endpoint: Endpoint, body: bytes, *, limits: TokenLimits) -> OpenAIReque
             values[name] = raw
         elif name != "model" and name not in fields.REFUSED:
             dropped.append(name if _PLAIN_NAME.fullmatch(name) else "?")
+    fields.check_best_of(values)
+    for name in fields.CHECKED & values.keys():
+        del values[name]
     stream = values.get("stream")
     return OpenAIRequest(
         endpoint=endpoint,
