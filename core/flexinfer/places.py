@@ -100,6 +100,11 @@ class Home:
         return self.run / "runs"
 
     @property
+    def build_records(self) -> Path:
+        """Which builds run and how far they are, one process record each."""
+        return self.run / "builds"
+
+    @property
     def prefect_lock(self) -> Path:
         """Held by our own Prefect server."""
         return self.run / "prefect.lock"

@@ -6,13 +6,15 @@ import asyncio
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import typer
 
-from flexinfer.errors import Conflict, InvalidInput, NotFound, Unavailable
+from flexinfer.errors import Conflict, InvalidInput, NotFound, ResourceExhausted, Unavailable
 from flexinfer.places import Home
 from flexinfer.process import Record, SingleInstance, is_alive, procfs
 from flexinfer.process import holder as holder_of
@@ -50,8 +52,14 @@ def up() -> None:
             f"{error.message}; home {home.root}. See `flexinfer status`, stop it with `flexinfer down`",
             code=error.code,
         ) from error
+
+    def note(doing: str) -> None:
+        # Only told: who holds the lock stays true on a full disk.
+        with suppress(ResourceExhausted):
+            lock.update({**about, "doing": doing})
+
     with lock:
-        asyncio.run(Session(home, settings, os.environ, say).run())
+        asyncio.run(Session(home, settings, os.environ, say, note).run())
     say("stopped")
 
 
@@ -136,11 +144,14 @@ def _status(home: Home) -> dict[str, Any]:
         "answers": False,
         "processes": [],
         "models": [],
+        "builds": [],
     }
     if holder is None:
         return found
     found |= {"pid": holder["pid"], "url": holder.get("address"), "folder": holder.get("folder")}
+    found["doing"] = holder.get("doing") or ""
     found["processes"] = _processes(home)
+    found["builds"] = _builds(home)
     found["prefect"] = _prefect(home)
     headers = load(Settings, os.environ, files=setting_files(home.root)).serve.authorization
     with httpx.Client(timeout=2.0, trust_env=False) as client:
@@ -156,14 +167,7 @@ def _status(home: Home) -> dict[str, Any]:
 
 def _processes(home: Home) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
-    files = (*sorted(home.up_records.glob("*.json")), *sorted(home.replica_records.glob("*.json")))
-    for file in files[:_MAX_PROCESSES]:
-        try:
-            record = Record.read(file)
-        except InvalidInput:
-            continue  # half written when its writer was killed
-        if record is None or not is_alive(record):
-            continue
+    for record in (*_alive(home.up_records), *_alive(home.replica_records)):
         usage = procfs.usage(record.pid, group=record.pid)
         found.append(
             {
@@ -174,6 +178,27 @@ def _processes(home: Home) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def _builds(home: Home) -> list[dict[str, Any]]:
+    """Return the builds that run, whoever started them, and how far they are."""
+    return [
+        {
+            "target": record.extra.get("target", ""),
+            "stage": record.extra.get("stage", ""),
+            "share": float(record.extra["share"]) if "share" in record.extra else None,
+            "pid": record.pid,
+        }
+        for record in _alive(home.build_records)
+    ]
+
+
+def _alive(folder: Path) -> Iterator[Record]:
+    for file in sorted(folder.glob("*.json"))[:_MAX_PROCESSES]:
+        with suppress(InvalidInput, OSError):  # half written when its writer was killed
+            record = Record.read(file)
+            if record is not None and is_alive(record):
+                yield record
 
 
 def _prefect(home: Home) -> str | None:
@@ -192,13 +217,16 @@ def _show_status(found: dict[str, Any]) -> None:
         "answers" if found["answers"] else f"does not answer: {found.get('problem', 'not ready')}"
     )
     say(f"process {found['pid']}, started in {found['folder']}, home {found['home']}")
-    say(f"{found['url']} {state}")
+    say(f"{found['url']} {state}{' (' + found['doing'] + ')' if found['doing'] else ''}")
     if found.get("prefect"):
         say(f"Prefect {found['prefect']}")
     for process in found["processes"]:
         rss = format_bytes(process["rssBytes"]) if process["rssBytes"] is not None else "?"
         cpu = format_duration(process["cpuSeconds"] or 0)
         say(f"  {process['name']:<28} pid {process['pid']:<8} {rss:>10}  cpu {cpu}")
+    for build in found["builds"]:
+        share = f" {build['share']:.0%}" if build["share"] is not None else ""
+        say(f"building {build['target']}: {build['stage'] or 'starting'}{share}")
     say(f"models: {', '.join(found['models']) or 'none'} (more: `flexinfer model ls`)")
 
 

@@ -19,7 +19,7 @@ from flexinfer.process.lifeline import watch_lifeline, watch_lifeline_in_thread
 from flexinfer.process.logfile import LogReader
 from flexinfer.process.ports import free_port, groups_listening, who_listens
 from flexinfer.process.procfs import Usage
-from flexinfer.process.record import Record
+from flexinfer.process.record import Record, own_record
 from flexinfer.process.running import Finished, run
 from flexinfer.process.single import SingleInstance, holder
 from flexinfer.process.spec import ProcessSpec, inherited_environment
@@ -40,6 +40,7 @@ __all__ = [
     "holder",
     "inherited_environment",
     "is_alive",
+    "own_record",
     "run",
     "start",
     "watch_lifeline",

@@ -98,6 +98,16 @@ class Record:
             raise InvalidInput(f"{path}: {error.message}", code=error.code) from error
 
 
+def own_record(name: str, *, extra: Mapping[str, str]) -> Record:
+    """Return the record of this process itself."""
+    pid = os.getpid()
+    own = procfs.stat(pid)
+    return Record(
+        name=name, pid=pid, start_ticks=own.started_at if own else 0,
+        boot_id=procfs.boot_id(), extra=dict(extra),
+    )  # fmt: skip
+
+
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"expected text, found {value!r}")

@@ -7,10 +7,12 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 from flexinfer.errors import Conflict, InvalidInput, ResourceExhausted
+from flexinfer.files import disk_error
 
 _MAX_BYTES = 64 * 1024
 # Somebody may only be looking (`holder`), or hold it and not have said who it is: both take microseconds.
@@ -35,8 +37,8 @@ class SingleInstance:
         """Take the lock and write *about* into it: `what`, `address`; `pid` and `started` are added.
 
         Raises:
-            ResourceExhausted: code `disk_full`.
-        Conflict: code `already_running`; the message names what holds it, its pid and address.
+            ResourceExhausted: code `disk_full` or `disk_error`.
+            Conflict: code `already_running`; the message names what holds it, its pid and address.
             InvalidInput: code `home_not_writable`; the file cannot be made.
         """
         for _ in range(_TRIES):
@@ -45,11 +47,9 @@ class SingleInstance:
                 instance = cls(path, descriptor)
                 try:
                     instance.update(about)
-                except OSError as error:
+                except ResourceExhausted:
                     os.close(descriptor)
-                    raise ResourceExhausted(
-                        f"{path}: cannot write who holds it: {error.strerror}", code="disk_full"
-                    ) from error
+                    raise
                 return instance
             holder = _read(descriptor)
             os.close(descriptor)
@@ -57,20 +57,31 @@ class SingleInstance:
         raise _conflict(path, holder)
 
     def update(self, about: Mapping[str, object]) -> None:
-        """Write anew who holds it, for example once the address is known."""
+        """Write anew who holds it, for example once the address is known.
+
+        Raises:
+            ResourceExhausted: code `disk_full` or `disk_error`; the lock is held all the same.
+        """
         if self._descriptor is None:
             raise RuntimeError(f"{self.path}: the lock was released")
         fields = {"pid": os.getpid(), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **about}
         data = json.dumps(fields, sort_keys=True).encode()
-        os.pwrite(self._descriptor, data, 0)
-        os.ftruncate(self._descriptor, len(data))
+        try:
+            written = 0
+            while written < len(data):  # a disk that is nearly full takes a part, and then says why
+                written += os.pwrite(self._descriptor, data[written:], written)
+            os.ftruncate(self._descriptor, len(data))
+        except OSError as error:
+            raise disk_error(error, path=self.path, needed=len(data)) from error
 
     def release(self) -> None:
         """Free the lock. Twice is once."""
         if self._descriptor is None:
             return
-        # Emptied, never removed: who opened it a moment ago would lock a file that nobody else sees.
-        os.ftruncate(self._descriptor, 0)
+        # Emptied, never removed: who opened it a moment ago would lock a file that nobody else sees. A disk that
+        # cannot even do that leaves an old text in a file that is free: its presence means nothing.
+        with suppress(OSError):
+            os.ftruncate(self._descriptor, 0)
         os.close(self._descriptor)
         self._descriptor = None
 

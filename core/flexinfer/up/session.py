@@ -52,6 +52,8 @@ class Session:
     settings: Settings
     environ: Mapping[str, str]
     say: Callable[[str], None]
+    note: Callable[[str], None] = lambda _: None
+    """Told what it is at, for `flexinfer status`; empty: it is ready."""
     _running: dict[str, _Running] = field(default_factory=dict)
     _followers: list[Follower] = field(default_factory=list)
     _quiet: bool = False
@@ -78,7 +80,9 @@ class Session:
             raise self._failure
 
     async def _start_all(self) -> None:
+        self.note("installing the tools")
         await self._prepare_tools()
+        self.note("starting")
         for service in services(self.settings, self.environ):
             await self._start(service)
         watchers = [asyncio.create_task(self._watch(r)) for r in self._running.values()]
@@ -86,6 +90,7 @@ class Session:
         try:
             await self._first_build()
             await self._router_ready()
+            self.note("")
             self._say_ready(await self._a_model())
             await self._say_prefect()
             await self._stop.wait()
@@ -215,6 +220,7 @@ class Session:
     async def _first_build(self) -> None:
         if not starter.is_wanted(self.home):
             return
+        self.note(f"building {starter.TARGET}")
         self._quiet = True  # the build draws on the terminal
         service = Service(
             name="build",
@@ -236,6 +242,7 @@ class Session:
         finally:
             self._quiet = False
             await child.stop()
+            self.note("starting")
         if code != 0:
             raise ProcessFailed(
                 f"building {starter.TARGET} ended with {code}; "

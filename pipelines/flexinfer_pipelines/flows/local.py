@@ -11,6 +11,7 @@ from flexinfer.clock import SystemClock
 from flexinfer.places import Home
 from flexinfer.settings import Settings
 from flexinfer_pipelines import prefect_server
+from flexinfer_pipelines.recorded import recorded
 from flexinfer_pipelines.steps import Progress
 
 DEPLOYMENT = "build"
@@ -31,6 +32,18 @@ async def run(
     Raises:
         FlexInferError: what a step raises. Unavailable, ProcessFailed: no Prefect API.
     """
+    with recorded(target, home, progress) as told:
+        return await _run(target, rebuild, home, settings, environ, told)
+
+
+async def _run(
+    target: str,
+    rebuild: bool,
+    home: Home,
+    settings: Settings,
+    environ: Mapping[str, str],
+    progress: Progress,
+) -> str:
     async with prefect_server.available(home, settings, environ, SystemClock()) as api:
         _tell(home, api)
         from flexinfer_pipelines.flows.build import build_flow, watcher

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import subprocess
@@ -107,3 +108,58 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 def test_nobody_holds_a_file_that_is_not_there(lock: Path) -> None:
     assert holder(lock) is None
+
+
+_ON_A_FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from flexinfer.errors import ResourceExhausted
+from flexinfer.process import SingleInstance, holder
+
+path, other = Path(sys.argv[1]), Path(sys.argv[2])
+held = SingleInstance.acquire(path, {"what": "up"})
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
+for attempt in (lambda: held.update({"what": "up" * 99}), lambda: SingleInstance.acquire(other, {})):
+    try:
+        attempt()
+    except ResourceExhausted as error:
+        print(error.code, error.message)
+print(holder(path) is not None, holder(other))
+held.release()
+print(holder(path))
+"""
+
+
+@pytest.mark.parametrize("room", [0, 10])
+def test_a_full_disk_is_said_and_the_lock_stays_what_it_was(
+    tmp_path: Path, lock: Path, room: int
+) -> None:
+    other = tmp_path / "other.lock"
+    result = subprocess.run(
+        [sys.executable, "-c", _ON_A_FULL_DISK, str(lock), str(other), str(room)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    first, second, *rest = result.stdout.splitlines()
+    assert first.startswith(f"disk_full {lock}: disk full")
+    assert second.startswith(f"disk_full {other}: disk full")
+    assert rest == ["True None", "None"]
+    SingleInstance.acquire(lock, ABOUT).release()
+    SingleInstance.acquire(other, ABOUT).release()
+
+
+def test_a_disk_that_cannot_empty_the_file_frees_the_lock(
+    lock: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = SingleInstance.acquire(lock, ABOUT)
+
+    def full(descriptor: int, length: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as faulty:
+        faulty.setattr(os, "ftruncate", full)
+        held.release()
+    assert holder(lock) is None
+    SingleInstance.acquire(lock, ABOUT).release()

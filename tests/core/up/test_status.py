@@ -1,0 +1,67 @@
+"""`flexinfer status` while the first build runs: nobody looks at an empty list and wonders."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from flexinfer.cli import app
+from flexinfer.places import Home
+from flexinfer.process import Record, SingleInstance, free_port, own_record
+
+runner = CliRunner()
+
+
+def status(home: Home, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Result:
+    monkeypatch.setenv("FLEXINFER_HOME", str(home.root))
+    return runner.invoke(app, ["status", *arguments])
+
+
+def holding(home: Home, doing: str) -> SingleInstance:
+    admin = f"http://127.0.0.1:{free_port()}"
+    about = {"address": "http://127.0.0.1:1/v1", "admin": admin, "folder": "/", "doing": doing}
+    return SingleInstance.acquire(home.up_lock, about)
+
+
+def build(home: Home, **extra: str) -> Record:
+    home.build_records.mkdir()
+    record = own_record("build", extra={"target": "smol/q8-0"} | extra)
+    record.write(home.build_records / "1.json")
+    return record
+
+
+def test_a_running_build_is_shown_with_its_stage_and_share(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(home, stage="fetch", share="0.4")
+    with holding(home, "building smol/q8-0"):
+        said = status(home, monkeypatch).stdout
+        found = json.loads(status(home, monkeypatch, "--json").stdout)
+    assert "(building smol/q8-0)" in said
+    assert "building smol/q8-0: fetch 40%" in said
+    assert found["doing"] == "building smol/q8-0"
+    (one,) = found["builds"]
+    assert (one["target"], one["stage"], one["share"]) == ("smol/q8-0", "fetch", 0.4)
+
+
+def test_a_build_that_was_killed_is_not_believed(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = build(home, stage="fetch")
+    dead = Record(
+        name=record.name, pid=record.pid, start_ticks=record.start_ticks + 1,
+        boot_id=record.boot_id, extra=record.extra,
+    )  # fmt: skip
+    dead.write(home.build_records / "1.json")
+    with holding(home, ""):
+        assert json.loads(status(home, monkeypatch, "--json").stdout)["builds"] == []
+
+
+def test_a_stage_that_has_not_begun_is_starting(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(home, stage="")
+    with holding(home, ""):
+        assert "building smol/q8-0: starting\n" in status(home, monkeypatch).stdout
