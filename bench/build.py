@@ -144,7 +144,9 @@ def timed(folder: Path, number: int, resolved: Resolved) -> float:
     context = context_at(home)
     source = source_for(context, parse_source(resolved.uri))
     started = time.perf_counter()
-    fetched: Fetched | None = asyncio.run(fetch_one(context, resolved, source, resolved.files[0]))
+    fetched: Fetched | None = asyncio.run(
+        fetch_one(context, resolved, source, resolved.files[0], lambda done, total: None)
+    )
     took = time.perf_counter() - started
     assert fetched is not None
     shutil.rmtree(home.root)

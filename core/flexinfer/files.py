@@ -31,12 +31,15 @@ def disk_full(path: Path, *, needed: int, why: str = "") -> ResourceExhausted:
     )
 
 
-def disk_error(error: OSError, *, path: Path, needed: int | None = None) -> FlexInferError:
-    """Return the error to raise for *error*, which happened on writing *path*; *needed* is in bytes."""
+def disk_error(
+    error: OSError, *, path: Path, needed: int | None = None, why: str = ""
+) -> FlexInferError:
+    """Return the error to raise for *error*, which happened on writing *path*; *needed* is in bytes, *why* what for."""
     if error.errno in _FULL:
         need = (
             f"{format_bytes(needed)} ({needed} bytes) needed" if needed is not None else "no room"
         )
+        need += f" for {why}" if why else ""
         return ResourceExhausted(
             f"{path}: disk full: {need}, {format_bytes(free_bytes(path))} free ({error.strerror})",
             code="disk_full",

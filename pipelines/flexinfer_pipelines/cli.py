@@ -6,10 +6,12 @@ import asyncio
 import json
 import os
 import random
+import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, TextIO, cast
 
 import typer
 
@@ -17,12 +19,15 @@ from flexinfer import log
 from flexinfer.clock import SystemClock
 from flexinfer.console import group
 from flexinfer.places import Home
-from flexinfer.process import watch_lifeline
+from flexinfer.process import watch_lifeline, watch_lifeline_in_thread
 from flexinfer.settings import Settings, load, setting_files
 from flexinfer.units import format_bytes
+from flexinfer_pipelines.room import LogFile, check_room, disk_full_is_said
 
 _LOG_BYTES = 16 * 1024 * 1024
 _INTERRUPTED = 130
+# Whoever started us is gone, killed perhaps: nobody waits for a graceful end.
+_LAST_WORDS_S = 1.0
 
 pipelines = group(
     help="Serve the build flow's deployment, which Prefect's UI and `prefect deployment run build/build` start.",
@@ -48,6 +53,7 @@ def build(
 
     Example: flexinfer build smollm2-135m-instruct/q8-0
     """
+    watch_lifeline_in_thread(_end_with_parent)
     home, settings = _start()
     with _logging(home, settings, quiet=quiet):
         found = _build(target, home, settings, quiet=quiet, rebuild=rebuild)
@@ -121,15 +127,13 @@ def _logging(home: Home, settings: Settings, *, quiet: bool) -> Iterator[None]:
         log.configure(settings.log)
         yield
         return
-    path = home.log("build")
-    is_full = path.exists() and path.stat().st_size >= _LOG_BYTES
-    mode: Literal["a", "w"] = "w" if is_full else "a"
-    with path.open(mode, encoding="utf-8") as stream:
-        log.configure(settings.log, stream=stream)
-        try:
-            yield
-        finally:
-            log.configure(settings.log)
+    stream = LogFile(home.log("build"), max_bytes=_LOG_BYTES)
+    log.configure(settings.log, stream=cast(TextIO, stream))
+    try:
+        yield
+    finally:
+        log.configure(settings.log)
+        stream.close()
 
 
 def _build(
@@ -142,6 +146,8 @@ def _build(
     from flexinfer_pipelines.target import find_target
 
     entry, variant, reference = find_target(target, home, settings)
+    if not (home.store / "oci-layout").exists():
+        check_room(home)
     store = Store(home.store)
     context = Context(
         home=home,
@@ -156,6 +162,7 @@ def _build(
     if found is not None:
         return _shown(store, reference, found.digest, is_new=False)
     _refuse_early(context, entry, variant)
+    check_room(home)
     before = _digest_of(store, reference)
     os.nice(settings.build.nice)  # builds stand behind serving
     progress, display = progress_for(quiet=quiet)
@@ -163,7 +170,7 @@ def _build(
     from flexinfer_pipelines.flows import local
 
     named = target if entry.metadata.name != target else f"{target}/{variant.name}"
-    with display:
+    with display, disk_full_is_said(home):
         digest = _until_signal(
             local.run(
                 named,
@@ -216,9 +223,15 @@ def _shown(store: Any, reference: str, digest: str, *, is_new: bool) -> dict[str
     }
 
 
+def _end_with_parent() -> None:
+    """End as SIGTERM would let us; then at once. What we started has a lifeline of its own, which we hold."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_LAST_WORDS_S)
+    os._exit(_INTERRUPTED)
+
+
 def _until_signal(work: Any) -> Any:
     """Run *work*; SIGTERM, or the end of who started us, cancels it as Ctrl-C does: what it started is ended."""
-    import signal
 
     async def guarded() -> Any:
         task = asyncio.ensure_future(work)

@@ -35,6 +35,12 @@ spec:
       validate: {{smoke: false, footprint: false, maxKlLowerBound: 0.0}}
 """
 
+_LIMITED = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
 
 class Place:
     """A home with a catalog, a server for its runs, and the command line in it."""
@@ -43,7 +49,10 @@ class Place:
         self.home = home
         self.api = api
 
-    def flexinfer(self, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    def flexinfer(
+        self, *arguments: str, limit: int = 0, **more: str
+    ) -> subprocess.CompletedProcess[str]:
+        """*limit*: of each file that it writes, in bytes."""
         kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         environ = {
             **kept,
@@ -52,6 +61,8 @@ class Place:
             **more,
         }
         argv = [sys.executable, "-P", "-m", "flexinfer", *arguments]
+        if limit:
+            argv = [sys.executable, "-c", _LIMITED, str(limit), *argv]
         return subprocess.run(
             argv, env=environ, cwd=self.home.root, capture_output=True, text=True, timeout=240
         )
@@ -255,3 +266,59 @@ def test_run_with_what_cannot_be_built_writes_no_model(place: Place) -> None:
         assert "error[" in done.stderr
         assert "Traceback" not in done.stderr
     assert not list(place.home.models.glob("*.yaml"))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a file system of its own of 48 MiB, where we may mount one; else none."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=48m", "flexinfer-test", str(folder)]
+    try:
+        is_mounted = subprocess.run(mount, capture_output=True).returncode == 0
+    except FileNotFoundError:
+        is_mounted = False
+    try:
+        yield folder
+    finally:
+        if is_mounted:
+            subprocess.run(["umount", "-l", str(folder)], check=True, capture_output=True)
+
+
+def test_a_full_disk_is_said_and_the_same_command_goes_on_when_there_is_room(
+    place: Place, small_disk: Path, tiny: bytes
+) -> None:
+    root = small_disk / "home"
+    root.mkdir()
+    (root / "tools").symlink_to(place.home.tools.resolve())
+    there = Place(Home(root).prepare(), place.api)
+    model = place.home.root / "Room.F32.gguf"
+    model.write_bytes(tiny)
+    large = place.home.root / "Large.F32.gguf"
+    large.write_bytes(tiny)
+    os.truncate(large, 64 << 20)
+    filler = small_disk / "filler"
+    if small_disk.is_mount():
+        with pytest.raises(OSError, match="No space"), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(1 << 20))
+        done = there.flexinfer("build", str(model), PREFECT_API_URL=place.api)
+        assert_disk_full(done, str(root), 32 << 20)
+        filler.unlink()
+        done = there.flexinfer("build", str(large), PREFECT_API_URL=place.api)
+        assert_disk_full(done, str(root / "store"), 64 << 20)
+    else:  # no file may grow beyond this: the kernel refuses the write itself
+        done = there.flexinfer("build", str(model), limit=100_000, PREFECT_API_URL=place.api)
+        assert_disk_full(done, str(root / "store"), len(tiny))
+    done = there.flexinfer("build", str(model), PREFECT_API_URL=place.api)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("sha256:")
+
+
+def assert_disk_full(done: subprocess.CompletedProcess[str], path: str, needed: int) -> None:
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"error[disk_full]: {path}"), done.stderr
+    assert f"({needed} bytes) needed for " in last
+    assert "Traceback" not in done.stderr
+    assert "file:/" not in last  # no stamp, no key: what a person calls it

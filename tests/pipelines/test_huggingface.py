@@ -208,11 +208,14 @@ def test_a_missing_file_names_the_nearest(context: Context) -> None:
 
 
 def test_bytes_arrive_verified_and_documents_too(
-    context: Context, make_entry: Any, tiny: bytes
+    context: Context, make_entry: Any, tiny: bytes, watch: Any
 ) -> None:
     files = fetch_all(context, make_entry)
     stored = {file.path: context.store.path(file.digest).read_bytes() for file in files}
     assert stored == {"tiny.gguf": tiny, "README.md": README}
+    # What is shown in the end is all of it, not the last file.
+    whole = len(tiny) + len(README)
+    assert [move for move in watch.moves if move[0] == "fetch"][-1] == ("fetch", whole, whole)
 
 
 def test_the_token_goes_to_the_hub_and_never_to_its_storage(

@@ -182,3 +182,27 @@ def test_the_real_model_fits_its_memory(
     assert said["result"]["peak_rss_bytes"] < 300 * 1024 * 1024
     assert said["result"]["tensors"] == {"F32": 61, "Q8_0": 211}
     (tmp_path / "out.gguf").unlink()
+
+
+def test_a_disk_without_room_is_said_with_the_size_of_the_output(
+    gguf_python: Path, tiny: bytes, quantize: Quantize, tmp_path: Path
+) -> None:
+    code, said = quantize(tiny, "Q8_0")
+    whole = (tmp_path / "out.gguf").stat().st_size
+    assert (code, said["result"]["bytes"]) == (0, whole)
+    program = [str(Gguf.program), "--input", str(tmp_path / "in.gguf"), "--type", "Q8_0"]
+    limited = (
+        "import os, resource, sys\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000,) * 2)\n"
+        "os.execv(sys.executable, [sys.executable, '-P', *sys.argv[1:]])"
+    )
+    done = subprocess.run(
+        [str(gguf_python), "-c", limited, *program, "--output", str(tmp_path / "small.gguf")],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    error = json.loads(done.stdout.splitlines()[-1])["error"]
+    assert error["code"] == "disk_full"
+    assert str(tmp_path / "small.gguf") in error["message"]
+    needed = int(error["message"].partition("disk full: ")[2].split()[0])
+    assert whole <= needed + 256 <= whole + 1024  # but for the keys of the header that change
+    assert not list(tmp_path.glob("small.gguf*"))

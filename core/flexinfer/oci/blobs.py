@@ -122,6 +122,7 @@ class BlobFolder:
         expected: Digest | None = None,
         expected_size: int | None = None,
         wait_s: float = 60.0,
+        what: str = "",
     ) -> BlobWriter:
         """Return what writes one blob; see `BlobWriter`."""
         return BlobWriter(
@@ -138,6 +139,7 @@ class BlobFolder:
             expected=expected,
             expected_size=expected_size,
             wait_s=wait_s,
+            what=what,
         )
 
     def put_bytes(self, data: bytes) -> Digest:

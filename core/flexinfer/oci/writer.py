@@ -20,11 +20,10 @@ from types import TracebackType
 from typing import Protocol
 
 from flexinfer.errors import FlexInferError, IntegrityError, ResourceExhausted, Unavailable
-from flexinfer.files import disk_error, free_bytes, sync_folder, write_all
+from flexinfer.files import disk_error, disk_full, free_bytes, sync_folder, write_all
 from flexinfer.oci.descriptor import MEDIA_BYTES, Descriptor
 from flexinfer.oci.digest import BUFFER_BYTES, Digest, Hasher, check_digest, parse_digest
 from flexinfer.oci.durable import is_same_file, lock, wait_for_lock
-from flexinfer.units import format_bytes
 
 BLOB_MODE = 0o444
 _MAX_TURNS = 1000
@@ -62,9 +61,11 @@ class BlobWriter:
         expected: Digest | None,
         expected_size: int | None,
         wait_s: float,
+        what: str = "",
     ) -> None:
+        """*what*: what a person calls it; the key by default."""
         self._commit = commit
-        self._key = key
+        self._name = what or key
         self._expected = expected
         self._expected_size = expected_size
         self._wait_s = wait_s
@@ -75,6 +76,8 @@ class BlobWriter:
         self._hasher = Hasher()
         self._stored = 0
         self.done: Descriptor | None = None
+        # What the source says of the whole size after the writer was made: for messages only.
+        self.likely_size: int | None = None
 
     @property
     def offset(self) -> int:
@@ -280,23 +283,19 @@ class BlobWriter:
         if self._expected_size is None:
             return
         needed = self._expected_size - self.offset
-        free = free_bytes(self._path.parent)
-        if needed > free:
-            raise ResourceExhausted(
-                f"{self._path.parent}: disk full: {format_bytes(needed)} ({needed} bytes) needed for "
-                f"{self._key}, {format_bytes(free)} free",
-                code="disk_full",
-            )
+        if needed > free_bytes(self._path.parent):
+            raise disk_full(self._path.parent, needed=needed, why=self._name)
 
     def _failed(self, error: OSError, *, at_least: int | None = None) -> FlexInferError:
         needed = at_least
-        if self._expected_size is not None:
-            needed = max(self._expected_size - self.offset, at_least or 0)
-        return disk_error(error, path=self._path, needed=needed)
+        whole = self._expected_size if self._expected_size is not None else self.likely_size
+        if whole is not None:
+            needed = max(whole - self.offset, at_least or 0)
+        return disk_error(error, path=self._path, needed=needed, why=self._name)
 
     @property
     def _what(self) -> str:
-        return f"blob {self._key}"
+        return f"blob {self._name}"
 
     def _close(self) -> None:
         for descriptor in (self._file, self._held):

@@ -43,7 +43,7 @@ def ingest(
             raise InvalidInput(f"{path}: expected a regular file", code="not_a_file")
         size = before.st_size
         key = f"file:{path}:{before.st_dev}:{before.st_ino}:{size}:{before.st_mtime_ns}"
-        with blobs.writer(key=key, expected=expected, expected_size=size) as writer:
+        with blobs.writer(key=key, expected=expected, expected_size=size, what=str(path)) as writer:
             if writer.done is None:
                 _pour(source, writer, size=size, on_progress=on_progress)
                 _refuse_changed(path, before, os.fstat(source), writer)

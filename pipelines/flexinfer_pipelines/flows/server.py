@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import time
 
 from flexinfer.errors import Conflict
 from flexinfer.log import get_logger
@@ -16,12 +17,20 @@ from flexinfer_pipelines import prefect_server
 
 log = get_logger(__name__)
 _LOOK_EVERY_S = 1.0
+_LAST_WORDS_S = 1.0
 
 
 def serve(home: Home, settings: Settings) -> None:
     """Run until told to stop. Where another server of this home runs, wait for its end, then take over."""
-    watch_lifeline_in_thread(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    watch_lifeline_in_thread(_end_with_parent)
     asyncio.run(_serve(home, settings))
+
+
+def _end_with_parent() -> None:
+    """End well if it takes no second; the database survives being killed."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_LAST_WORDS_S)
+    os._exit(1)
 
 
 async def _serve(home: Home, settings: Settings) -> None:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from flexinfer.errors import IntegrityError, InvalidInput, NotFound, Unauthorized
+from flexinfer.files import disk_error, write_all
 from flexinfer.net.client import Client, StatusError, Timeouts
 from flexinfer.net.download import Downloader, SourceChanged
 from flexinfer.net.policy import Policy, origin_of
@@ -131,11 +132,15 @@ class PypiSource(Source):
         stream = downloader.chunks(
             url, offset=held, max_bytes=build.max_file_bytes, on_size=sizes.append
         )
-        with partial.open("ab") as sink:
+        with partial.open("ab", buffering=0) as sink:
             async with aclosing(stream) as chunks:
                 async for chunk in chunks:
                     hasher.update(chunk)
-                    sink.write(chunk)
+                    try:
+                        write_all(sink.fileno(), chunk)
+                    except OSError as error:
+                        needed = max(len(chunk), (sizes[-1] if sizes else 0) - held)
+                        raise disk_error(error, path=partial, needed=needed) from error
                     held += len(chunk)
                     moved(held, sizes[-1] if sizes else None)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 from flexinfer.errors import IntegrityError, NotFound
 from flexinfer.log import get_logger
@@ -15,8 +16,8 @@ from flexinfer.oci import BlobWriter, Digest, parse_digest
 from flexinfer.oci.layout_target import in_thread
 from flexinfer.store import Store
 from flexinfer_pipelines.plan import Plan, source_reference
-from flexinfer_pipelines.sources import Resolved, Source, SourceFile
-from flexinfer_pipelines.steps import Context
+from flexinfer_pipelines.sources import Moved, Resolved, Source, SourceFile
+from flexinfer_pipelines.steps import Context, Progress
 
 log = get_logger(__name__)
 # The first try, and one more from byte 0 where the bytes were not what they must be.
@@ -43,8 +44,10 @@ async def fetch(context: Context, plan: Plan, source: Source) -> tuple[Fetched, 
     if here is not None:
         return here
     found: list[Fetched] = []
+    tally = _Tally(context.progress, plan.files)
     for file in plan.files:
-        one = await fetch_file(context, plan.source, source, file)
+        one = await fetch_file(context, plan.source, source, file, partial(tally.moved, file.path))
+        tally.ended(file.path, one.size if one is not None else 0)
         if one is not None:
             found.append(one)
     await source.finish(plan.source)
@@ -74,19 +77,11 @@ def kept(store: Store, plan: Plan) -> tuple[Fetched, ...] | None:
 
 
 async def fetch_file(
-    context: Context, resolved: Resolved, source: Source, file: SourceFile
+    context: Context, resolved: Resolved, source: Source, file: SourceFile, moved: Moved
 ) -> Fetched | None:
     """Return one file of *resolved*, in the store; None for an optional one that is not there. Raises as `fetch`."""
     what = f"{resolved.uri}: {file.path}"
     expected = parse_digest(file.digest) if file.digest.startswith("sha256:") else None
-
-    known = file.size
-
-    def moved(done: int, total: int | None) -> None:
-        nonlocal known
-        known = total if total is not None else known
-        context.progress.moved("fetch", done, known, file.path)
-
     local = source.local_path(resolved, file)
     if local is not None:
         digest = await in_thread(
@@ -101,10 +96,15 @@ async def fetch_file(
             expected=expected,
             expected_size=file.size,
         )
+
+        def heard(done: int, total: int | None, writer: BlobWriter = writer) -> None:
+            writer.likely_size = total if total is not None else writer.likely_size
+            moved(done, total)
+
         try:
             await in_thread(writer.__enter__)
             if writer.done is None:
-                await _pour(resolved, source, file, writer, moved)
+                await _pour(resolved, source, file, writer, heard)
             done = await in_thread(writer.commit)
             return Fetched(path=file.path, digest=done.digest, size=done.size)
         except NotFound:
@@ -126,7 +126,7 @@ async def fetch_file(
 
 
 async def _pour(
-    resolved: Resolved, source: Source, file: SourceFile, writer: BlobWriter, moved: Any
+    resolved: Resolved, source: Source, file: SourceFile, writer: BlobWriter, moved: Moved
 ) -> None:
     """Stream the file into *writer*: the next piece is made while the last one is hashed and written."""
     blob = _GitBlob(file)
@@ -157,6 +157,26 @@ async def _pour(
 def _take(writer: BlobWriter, blob: _GitBlob, chunk: bytes) -> None:
     writer.write(chunk)
     blob.update(chunk)
+
+
+class _Tally:
+    """Progress over all files, one after another: what is done of what is known to come."""
+
+    def __init__(self, progress: Progress, files: Sequence[SourceFile]) -> None:
+        self._progress = progress
+        self._sizes = {file.path: file.size or 0 for file in files}
+        self._ended = 0
+
+    def moved(self, path: str, done: int, total: int | None) -> None:
+        if total is not None:
+            self._sizes[path] = total
+        self._sizes[path] = max(self._sizes[path], done)
+        self._progress.moved("fetch", self._ended + done, sum(self._sizes.values()) or None, path)
+
+    def ended(self, path: str, size: int) -> None:
+        self._ended += size
+        self._sizes[path] = size
+        self._progress.moved("fetch", self._ended, sum(self._sizes.values()) or None, path)
 
 
 class _GitBlob:

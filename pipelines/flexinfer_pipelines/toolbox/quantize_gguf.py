@@ -20,6 +20,7 @@ input gives equal output, byte for byte. Progress and result are JSON lines on s
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import signal
@@ -63,6 +64,7 @@ GROUP_ELEMENTS = 4096
 REPORT_EVERY_S = 0.2
 SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 STRING, ARRAY, UINT32 = 8, 9, 4
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 MAX_HEADER = 1 << 30
 
 
@@ -293,7 +295,16 @@ def quantize(source_path: str, output_path: str, wanted: str) -> dict[str, Any]:
         decided = targets_of(header.tensors, Kind[wanted])
         kinds = [kind for kind, _ in decided]
         report = Report(sum(size_of(t.dims, t.kind) for t in header.tensors))
-        with removed_on_failure(partial), open(partial, "wb", buffering=1 << 20) as sink:
+        needed = header.data_offset + sum(
+            padded(size_of(t.dims, kind), header.alignment)
+            for t, kind in zip(header.tensors, kinds, strict=True)
+        )
+        check_room(output_path, needed)
+        with (
+            full_disk_said(output_path, needed),
+            removed_on_failure(partial),
+            open(partial, "wb", buffering=1 << 20) as sink,
+        ):
             write_header(sink, header, kinds, wanted)
             for tensor, kind in zip(header.tensors, kinds, strict=True):
                 source.seek(header.data_offset + tensor.offset)
@@ -316,6 +327,25 @@ def quantize(source_path: str, output_path: str, wanted: str) -> dict[str, Any]:
         "cpu_s": round(time.process_time(), 2),
         "peak_rss_bytes": peak_rss_bytes(),
     }
+
+
+def check_room(path: str, needed: int) -> None:
+    found = os.statvfs(os.path.dirname(os.path.abspath(path)))
+    free = found.f_bavail * found.f_frsize
+    if needed > free:
+        raise Refused("disk_full", f"{path}: disk full: {needed} bytes needed, {free} bytes free")
+
+
+@contextmanager
+def full_disk_said(path: str, needed: int) -> Iterator[None]:
+    """Say how large the output would have been; nothing of it is left by then."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        problem = f"{path}: disk full: {needed} bytes needed ({error.strerror})"
+        raise Refused("disk_full", problem) from error
 
 
 @contextmanager
@@ -367,10 +397,8 @@ def main() -> None:
     except NotImplementedError as error:
         fail("quantizer_unsupported", f"the input has a type that cannot be read: {error}")
     except OSError as error:
-        fail(
-            "disk_full" if error.errno == 28 else "io_error",
-            f"{error.filename or asked.output}: {error.strerror}",
-        )
+        code = "disk_full" if error.errno in FULL else "io_error"
+        fail(code, f"{error.filename or asked.output}: {error.strerror}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -303,3 +304,21 @@ def _open_count(folder: Path) -> int:
         except FileNotFoundError:
             continue
     return count
+
+
+def test_a_disk_that_fills_on_the_way_is_said_with_what_the_whole_file_still_needs(
+    folder: BlobFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with folder.writer(key="file:/m.gguf:39:1", what="/m.gguf") as writer:
+        writer.write(b"begun")
+        writer.likely_size = 5 + (7 << 20)
+
+        def full(descriptor: int, data: bytes) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr("flexinfer.oci.writer.write_all", full)
+        with pytest.raises(ResourceExhausted) as caught:
+            writer.write(bytes(1 << 20))
+    assert caught.value.code == "disk_full"
+    assert f"7.0 MiB ({7 << 20} bytes) needed for /m.gguf, " in caught.value.message
+    assert ":39:" not in caught.value.message
