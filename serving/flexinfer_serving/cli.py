@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from flexinfer.fleet import FleetModel, FleetReplica
 from flexinfer.log import configure
 from flexinfer.places import Home
 from flexinfer.settings import Settings, load, setting_files
@@ -32,7 +33,8 @@ def serve(
     Example: flexinfer serve --fleet fleet.yaml
     """
     from flexinfer_serving.fleet import DemandSink, FleetSource
-    from flexinfer_serving.router import Router
+    from flexinfer_serving.forward import PooledForwarder
+    from flexinfer_serving.router import Router, answers, installed_engine
     from flexinfer_serving.worker import check, run_until_signalled
 
     home = Home.find(os.environ)
@@ -41,10 +43,14 @@ def serve(
     check(settings.serve)
     source: FleetSource
     sink: DemandSink | None = None
+    forwarder = PooledForwarder(connect_timeout_s=settings.serve.connect_timeout_s)
     if fleet is not None:
         from flexinfer_serving.fleet.static import StaticFleet
 
-        source = static = StaticFleet(fleet)
+        async def probe(model: FleetModel, replica: FleetReplica) -> bool:
+            return await answers(forwarder, installed_engine(model.backend), replica)
+
+        source = static = StaticFleet(fleet, probe=probe)
         static.read()  # a bad file is refused before the port is taken
     else:
         from flexinfer_serving.fleet.local import LocalFleet
@@ -57,6 +63,7 @@ def serve(
             source=source,
             sink=sink,
             lease_ttl_s=settings.operator.lease_ttl_s,
+            forwarder=forwarder,
         )
         await run_until_signalled(router)
 

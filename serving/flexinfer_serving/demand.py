@@ -1,7 +1,7 @@
 """When a router speaks to the operator: a pure schedule for one Model's lease.
 
-At once when waiting begins, when a draining replica is free, and when a new generation was applied; other changes
-at most once a CHANGE_S; unchanged, but busy, well before the lease ends.
+At once when waiting begins, when a replica is suspected, when a draining one is free, and when a new generation was
+applied; other changes at most once a CHANGE_S; unchanged, but busy, well before the lease ends.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ class Load:
     generation: int
     arrivals: int
     """All that ever came: what came and went between two leases was activity too."""
+    suspects: tuple[str, ...] = ()
 
     @property
     def is_busy(self) -> bool:
@@ -37,8 +38,10 @@ class Schedule:
         """Return when *load* must be sent: now or earlier means at once, None means not at all."""
         sent = self._sent
         if sent is None:
-            return now_s if load.is_busy or draining else None
+            return now_s if load.is_busy or draining or load.suspects else None
         if load.waiting and not sent.waiting:
+            return now_s
+        if set(load.suspects) - set(sent.suspects):
             return now_s
         if load.generation != sent.generation:
             is_alive = now_s < self._sent_s + self._ttl_s
@@ -46,10 +49,11 @@ class Schedule:
                 return now_s
         if any(sent.in_flight.get(name) and not load.in_flight.get(name) for name in draining):
             return now_s
-        if (load.waiting, load.in_flight, load.arrivals) != (
+        if (load.waiting, load.in_flight, load.arrivals, load.suspects) != (
             sent.waiting,
             sent.in_flight,
             sent.arrivals,
+            sent.suspects,
         ):
             return self._sent_s + CHANGE_S
         return self._sent_s + self._ttl_s / 3 if load.is_busy else None

@@ -329,6 +329,7 @@ class Dispatcher:
             generation=0 if self.snapshot is None else self.snapshot.generation,
             ttl_s=self._lease_ttl_s,
             first_token_s=entry.first_tokens.untold,
+            suspects=() if entry.prober is None else entry.prober.suspects,
         )
 
     # Entries --------------------------------------------------------------------------------------------

@@ -43,6 +43,7 @@ class Lessor:
             in_flight=lease.in_flight,
             generation=lease.generation,
             arrivals=self._arrivals(),
+            suspects=lease.suspects,
         )
         draining = self._draining()
         due_s = self._schedule.due_s(load, draining, now_s=now_s)

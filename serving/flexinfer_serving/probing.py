@@ -38,7 +38,12 @@ class Prober:
         log.warning("replica_suspected", model=self._current().name, replica=replica.id)
         task = asyncio.get_running_loop().create_task(self._ask(replica))
         self._tasks[replica.id] = task
-        task.add_done_callback(lambda _: self._tasks.pop(replica.id, None))
+        task.add_done_callback(lambda ended: self._forget(replica.id, ended))
+
+    @property
+    def suspects(self) -> tuple[str, ...]:
+        """Return the ids of the replicas that are asked, and have not answered yet."""
+        return tuple(sorted(self._tasks))
 
     def stop(self) -> None:
         for task in tuple(self._tasks.values()):
@@ -54,7 +59,12 @@ class Prober:
             if await self._probe(self._current(), replica):
                 break
         log.info("replica_trusted", model=self._current().name, replica=replica.id)
+        self._tasks.pop(replica.id, None)  # before it is told: it is no suspect any more
         self._trusted(replica.id)
+
+    def _forget(self, replica: str, task: asyncio.Task[None]) -> None:
+        if self._tasks.get(replica) is task:
+            del self._tasks[replica]
 
     def _is_same(self, replica: FleetReplica) -> bool:
         return any(

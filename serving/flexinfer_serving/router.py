@@ -125,9 +125,13 @@ class Router:
         return Unavailable("the router is shutting down", code="router_stopping", retry_after_s=1.0)
 
     async def _probe(self, model: FleetModel, replica: FleetReplica) -> bool:
-        engine = self.engine(model)
-        head = Head(method="GET", path=engine.probe_path, headers=proof(engine, replica))
-        return await self.forwarder.answers(head, replica, timeout_s=_PROBE_TIMEOUT_S)
+        return await answers(self.forwarder, self.engine(model), replica)
+
+
+async def answers(forwarder: Forwarder, engine: Engine, replica: FleetReplica) -> bool:
+    """Return whether *replica* answers its health probe, other than that it is not ready."""
+    head = Head(method="GET", path=engine.probe_path, headers=proof(engine, replica))
+    return await forwarder.answers(head, replica, timeout_s=_PROBE_TIMEOUT_S)
 
 
 def proof(engine: Engine, replica: FleetReplica) -> tuple[tuple[bytes, bytes], ...]:

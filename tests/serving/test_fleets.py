@@ -10,13 +10,21 @@ import pytest
 
 from flexinfer import unixsocket
 from flexinfer.errors import InvalidInput
-from flexinfer.fleet import DemandLease, FleetSnapshot, parse_line, snapshot_to_line
+from flexinfer.fleet import (
+    DemandLease,
+    FleetModel,
+    FleetReplica,
+    FleetSnapshot,
+    parse_line,
+    snapshot_to_line,
+)
 from flexinfer.testing import engine as scripts
 from flexinfer.testing.engine import ScriptedEngine
 from flexinfer.testing.fleet import model, replica
 from flexinfer_serving.fleet.local import LocalFleet
 from flexinfer_serving.fleet.static import StaticFleet
-from flexinfer_serving.testing import running, until
+from flexinfer_serving.probing import Probe
+from flexinfer_serving.testing import LIMIT_S, running, until
 
 FLEET = """\
 models:
@@ -53,12 +61,20 @@ def write(folder: Path, text: str) -> Path:
     return file
 
 
+async def here(model: FleetModel, replica: FleetReplica) -> bool:
+    return True
+
+
+def static(file: Path, *, probe: Probe = here) -> StaticFleet:
+    return StaticFleet(file, probe=probe, rescan_s=0.01)
+
+
 def test_a_fleet_file_becomes_a_snapshot(tmp_path: Path) -> None:
-    (found,) = StaticFleet(write(tmp_path, FLEET)).read().models
+    (found,) = static(write(tmp_path, FLEET)).read()
     assert (found.name, found.aliases, found.endpoints) == ("m", ("smol",), ("chat/completions",))
     assert (found.context_tokens, found.slots) == (128, 2)
     (one,) = found.replicas
-    assert (one.url, one.key, one.phase) == ("http://127.0.0.1:9001", "secret", "ready")
+    assert (one.url, one.key, one.phase) == ("http://127.0.0.1:9001", "secret", "loading")
     assert "9001" not in one.id
 
 
@@ -75,11 +91,16 @@ def test_a_fleet_file_becomes_a_snapshot(tmp_path: Path) -> None:
         ("engine.key", "absent.key", "absent.key"),
         ("aliases: [smol]", "aliases: [m]", "named twice: m"),
         ("models:", "models: [", "fleet.yaml:"),
+        (FLEET, "models: []", "fleet.yaml:1"),
+        (FLEET, "{}", "models"),
+        (FLEET, "", "fleet.yaml"),
+        (FLEET, "models: [{name: m, replicas: []}]", "at least 1 item"),
+        (FLEET, "models: [{name: m}]", "replicas"),
     ],
 )
 def test_a_mistake_in_a_fleet_file_is_named(tmp_path: Path, old: str, new: str, says: str) -> None:
     with pytest.raises(InvalidInput) as caught:
-        StaticFleet(write(tmp_path, FLEET.replace(old, new))).read()
+        static(write(tmp_path, FLEET.replace(old, new))).read()
     assert says in caught.value.message
     assert "secret" not in caught.value.message
 
@@ -89,13 +110,13 @@ def test_a_key_that_no_header_can_carry_is_refused(tmp_path: Path, key: str) -> 
     file = write(tmp_path, FLEET)
     (tmp_path / "engine.key").write_text(key)
     with pytest.raises(InvalidInput) as caught:
-        StaticFleet(file).read()
+        static(file).read()
     assert "engine.key" in caught.value.message
 
 
 def test_a_fleet_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput) as caught:
-        StaticFleet(tmp_path / "none.yaml").read()
+        static(tmp_path / "none.yaml").read()
     assert caught.value.code == "fleet_file_unreadable"
 
 
@@ -103,7 +124,7 @@ def test_an_edit_takes_effect_and_a_bad_one_changes_nothing(tmp_path: Path) -> N
     async def run() -> None:
         file = write(tmp_path, FLEET)
         heard = Heard()
-        task = asyncio.create_task(StaticFleet(file, rescan_s=0.01).run(heard))
+        task = asyncio.create_task(static(file).run(heard))
         await until(lambda: len(heard.snapshots) == 1)
         file.write_text("models: nonsense")
         await until(lambda: heard.losses == 1)
@@ -114,6 +135,86 @@ def test_an_edit_takes_effect_and_a_bad_one_changes_nothing(tmp_path: Path) -> N
         assert heard.snapshots[1].generation > heard.snapshots[0].generation
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+def test_a_replica_is_ready_while_it_answers_and_only_then(tmp_path: Path) -> None:
+    answering: set[str] = set()
+    asked = 0
+
+    async def probe(model: FleetModel, replica: FleetReplica) -> bool:
+        nonlocal asked
+        asked += 1
+        return replica.url in answering
+
+    async def run() -> None:
+        heard = Heard()
+        two = FLEET + "      - url: http://127.0.0.1:9002\n"
+        task = asyncio.create_task(static(write(tmp_path, two), probe=probe).run(heard))
+
+        def shown() -> tuple[str, ...]:
+            (found,) = heard.snapshots[-1].models if heard.snapshots else (model(),)
+            return (found.phase, *(one.phase for one in found.replicas))
+
+        await until(lambda: shown() == ("Pending", "loading", "loading"))
+        answering.add("http://127.0.0.1:9002")
+        await until(lambda: shown() == ("Ready", "loading", "ready"))
+        answering.clear()
+        await until(lambda: shown() == ("Pending", "loading", "loading"))
+        count, before = len(heard.snapshots), asked
+        await until(lambda: asked >= before + 6)
+        assert len(heard.snapshots) == count, "nothing new is nothing said"
+        generations = [one.generation for one in heard.snapshots]
+        assert generations == sorted(set(generations))
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+def test_one_question_missed_by_a_busy_engine_is_no_end(tmp_path: Path) -> None:
+    answers = [True, False, True, False, True]
+
+    async def probe(model: FleetModel, replica: FleetReplica) -> bool:
+        return answers.pop(0) if answers else True
+
+    async def run() -> None:
+        heard = Heard()
+        task = asyncio.create_task(static(write(tmp_path, FLEET), probe=probe).run(heard))
+        await until(lambda: not answers)
+        assert [one.models[0].phase for one in heard.snapshots] == ["Ready"]
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+def test_a_dead_fleet_is_shown_as_it_is_and_an_unknown_context_bounds_nothing(
+    tmp_path: Path,
+) -> None:
+    async def run() -> None:
+        async with ScriptedEngine(scripts.answers()) as engine:
+            text = f"models: [{{name: m, replicas: [{{url: '{engine.url}'}}]}}]"
+            alive = False
+
+            async def probe(model: FleetModel, replica: FleetReplica) -> bool:
+                return alive
+
+            async with running(static(write(tmp_path, text), probe=probe)) as router:
+                described = (await router.client.get("/v1/models/m")).json()
+                assert (described["phase"], described["context_tokens"]) == ("Pending", None)
+                refused = await router.chat()
+                assert refused.status_code == 503
+                assert refused.json()["error"]["code"] == "model_unavailable"
+                assert await router.metric('flexinfer_replicas{model="m",phase="ready"}') == 0
+                alive = True
+                async with asyncio.timeout(LIMIT_S):
+                    while (await router.chat(max_tokens=100_000)).status_code != 200:
+                        await asyncio.sleep(0.01)
+                assert engine.requests[0].json["max_tokens"] == 100_000
+                assert await router.metric('flexinfer_replicas{model="m",phase="ready"}') == 1
+                assert (await router.client.get("/v1/models/m")).json()["phase"] == "Ready"
 
     asyncio.run(run())
 

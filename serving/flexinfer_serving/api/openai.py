@@ -102,7 +102,7 @@ def _described(model: FleetModel) -> dict[str, Any]:
         "phase": model.phase,
         "engine": model.backend,
         "endpoints": list(model.endpoints),
-        "context_tokens": model.context_tokens,
+        "context_tokens": model.context_tokens or None,
         "quantization": model.quantization,
     }
 

@@ -5,14 +5,16 @@
         aliases: [smol]
         backend: llamacpp
         endpoints: [chat/completions, completions, embeddings]     # this is the default
-        contextTokens: 4096
+        contextTokens: 4096                                        # not known where it is left out
         slots: 4
         replicas:
           - url: http://127.0.0.1:9001
             keyFile: engine.key                                    # beside this file, or absolute
 
-The file is read again when it changes; a bad edit is logged and the old fleet stays. There is no sink: nothing can
-be woken, so a Model without a replica that answers is refused at once.
+The file is read again when it changes; a bad edit is logged and the old fleet stays. Every replica is asked again and
+again whether it answers: one that does is `ready`, one that does not is `loading`, and a Model with a ready one is
+`Ready`, else `Pending`. There is no sink: nothing can be woken, so a Model without a replica that answers is refused
+at once.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import asyncio
 import hashlib
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -35,11 +38,15 @@ from flexinfer.resources.document import parse_document
 from flexinfer.resources.model import Name, Part
 from flexinfer.spelling import nearest
 from flexinfer_serving.fleet import FleetListener
+from flexinfer_serving.probing import Probe
 
 log = get_logger(__name__)
 
 _MAX_FILE_BYTES = 1024 * 1024
 _MAX_KEY_BYTES = 4096
+# A busy engine may miss one question; what has never answered gets no such credit.
+_MISSES = 2
+_MAX_ASKED_AT_ONCE = 64
 _KEY = re.compile(r"[!-~]+")
 
 
@@ -72,25 +79,28 @@ class StaticModel(Part):
     backend: Annotated[str, AfterValidator(_backend)] = "llamacpp"
     endpoints: tuple[Endpoint, ...] = tuple(Endpoint)
     strategy: str = "least-loaded"
-    context_tokens: int = Field(default=4096, ge=1)
+    context_tokens: int | None = Field(default=None, ge=1)
     slots: int = Field(default=4, ge=1, le=4096)
-    replicas: tuple[StaticReplica, ...] = Field(default=(), max_length=256)
+    replicas: tuple[StaticReplica, ...] = Field(min_length=1, max_length=256)
 
 
 class StaticFleetFile(Part):
-    models: tuple[StaticModel, ...] = Field(max_length=1024)
+    models: tuple[StaticModel, ...] = Field(min_length=1, max_length=1024)
 
 
 class StaticFleet:
-    """The fleet in *file*, looked at every *rescan_s*."""
+    """The fleet in *file*, and what *probe* says of its replicas, looked at every *rescan_s*."""
 
-    def __init__(self, file: Path, *, rescan_s: float = 1.0) -> None:
+    def __init__(self, file: Path, *, probe: Probe, rescan_s: float = 1.0) -> None:
         self._file = file
+        self._probe = probe
         self._rescan_s = rescan_s
-        self._generation = 0
+        self._asking = asyncio.Semaphore(_MAX_ASKED_AT_ONCE)
+        self._misses: dict[str, int] = {}
+        """Questions in a row without an answer, of each replica that has ever answered."""
 
-    def read(self) -> FleetSnapshot:
-        """Return the fleet as the file says now.
+    def read(self) -> tuple[FleetModel, ...]:
+        """Return the Models as the file says now, before anybody has asked their replicas.
 
         Raises:
             InvalidInput: codes `fleet_file_unreadable`, `document_invalid` (with file:line:column), `name_taken`,
@@ -101,7 +111,6 @@ class StaticFleet:
         except (OSError, UnicodeDecodeError) as error:
             raise InvalidInput(f"{self._file}: {error}", code="fleet_file_unreadable") from error
         document = parse_document(StaticFleetFile, text, str(self._file))
-        self._generation += 1
         models = tuple(_model(model, self._file.parent) for model in document.models)
         names = [name for model in models for name in (model.name, *model.aliases)]
         twice = {name for name in names if names.count(name) > 1}
@@ -109,21 +118,58 @@ class StaticFleet:
             raise InvalidInput(
                 f"{self._file}: named twice: {', '.join(sorted(twice))}", code="name_taken"
             )
-        return FleetSnapshot(generation=self._generation, models=models)
+        return models
 
     async def run(self, listener: FleetListener) -> None:
         stamp: tuple[int, ...] | None = None
+        written: tuple[FleetModel, ...] = ()
+        shown: tuple[FleetModel, ...] = ()
+        generation = 0
         while True:
             new = await asyncio.to_thread(_stamp, self._file)
             if new != stamp:
                 stamp = new
                 try:
-                    listener.applied(await asyncio.to_thread(self.read))
+                    written = await asyncio.to_thread(self.read)
                     listener.connected(True)
                 except FlexInferError as error:
                     listener.connected(False)
                     log.error("fleet_file_refused", error=error.message, code=error.code)
+            seen = await self._seen(written)
+            if seen != shown:
+                shown = seen
+                generation += 1
+                listener.applied(FleetSnapshot(generation=generation, models=seen))
             await asyncio.sleep(self._rescan_s)
+
+    async def _seen(self, models: tuple[FleetModel, ...]) -> tuple[FleetModel, ...]:
+        """Return *models* with the phases that their replicas have now."""
+        urls = {replica.id for model in models for replica in model.replicas}
+        self._misses = {name: count for name, count in self._misses.items() if name in urls}
+        found = []
+        async with asyncio.TaskGroup() as group:
+            for model in models:
+                asked = [
+                    group.create_task(self._asked(model, replica)) for replica in model.replicas
+                ]
+                found.append((model, asked))
+        return tuple(_with(model, tuple(task.result() for task in asked)) for model, asked in found)
+
+    async def _asked(self, model: FleetModel, replica: FleetReplica) -> FleetReplica:
+        async with self._asking:
+            is_here = await self._probe(model, replica)
+        if is_here:
+            self._misses[replica.id] = 0
+        elif replica.id in self._misses:
+            self._misses[replica.id] += 1
+            if self._misses[replica.id] >= _MISSES:
+                del self._misses[replica.id]
+        return replace(replica, phase="ready" if replica.id in self._misses else "loading")
+
+
+def _with(model: FleetModel, replicas: tuple[FleetReplica, ...]) -> FleetModel:
+    is_ready = any(replica.phase == "ready" for replica in replicas)
+    return replace(model, phase="Ready" if is_ready else "Pending", replicas=replicas)
 
 
 def _model(model: StaticModel, folder: Path) -> FleetModel:
@@ -133,8 +179,8 @@ def _model(model: StaticModel, folder: Path) -> FleetModel:
         backend=model.backend,
         endpoints=tuple(str(endpoint) for endpoint in model.endpoints),
         strategy=model.strategy,
-        phase="Ready" if model.replicas else "Idle",
-        context_tokens=model.context_tokens,
+        phase="Pending",
+        context_tokens=model.context_tokens or 0,
         slots=model.slots,
         cold_start_timeout_s=0.0,
         scales_from_zero=False,
@@ -155,7 +201,7 @@ def _replica(replica: StaticReplica, folder: Path) -> FleetReplica:
                 f"keyFile {path}: expected one line of printable ASCII", code="key_file_unreadable"
             )
     digest = hashlib.sha256(replica.url.encode()).hexdigest()
-    return FleetReplica(id=f"r-{digest[:10]}", url=replica.url, phase="ready", key=key)
+    return FleetReplica(id=f"r-{digest[:10]}", url=replica.url, phase="loading", key=key)
 
 
 def _read(path: Path, limit: int) -> str:
