@@ -35,6 +35,7 @@ def up() -> None:
     Example: FLEXINFER_SERVE__PORT=9090 flexinfer up
     """
     from flexinfer.up.session import Session
+    from flexinfer.up.terminal import Terminal
 
     home = Home.find(os.environ)
     settings = load(Settings, os.environ, files=setting_files(home.root))
@@ -58,9 +59,10 @@ def up() -> None:
         with suppress(ResourceExhausted):
             lock.update({**about, "doing": doing})
 
+    terminal = Terminal()
     with lock:
-        asyncio.run(Session(home, settings, os.environ, say, note).run())
-    say("stopped")
+        asyncio.run(Session(home, settings, os.environ, terminal, note).run())
+    terminal.say("stopped")
 
 
 def status(

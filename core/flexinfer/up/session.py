@@ -29,7 +29,7 @@ from flexinfer.settings import Settings
 from flexinfer.toolenv import ToolEnvironment
 from flexinfer.up import starter
 from flexinfer.up.services import FETCHES, Service, command, restart_delay_s, services
-from flexinfer.up.terminal import Follower
+from flexinfer.up.terminal import Follower, Terminal
 
 TOOLS = ("llamacpp", "gguf")
 ROUTER_START_S = 60.0
@@ -51,7 +51,7 @@ class Session:
     home: Home
     settings: Settings
     environ: Mapping[str, str]
-    say: Callable[[str], None]
+    terminal: Terminal
     note: Callable[[str], None] = lambda _: None
     """Told what it is at, for `flexinfer status`; empty: it is ready."""
     _running: dict[str, _Running] = field(default_factory=dict)
@@ -124,7 +124,7 @@ class Session:
                 if record is not None:
                     left.append(record)
         if running := [record.name for record in left if is_alive(record)]:
-            self.say(f"ending what was left running: {', '.join(running)}")
+            self.terminal.say(f"ending what was left running: {', '.join(running)}")
         await asyncio.gather(*(end(record, grace_s=5.0) for record in left))
         for file in folder.glob("*.json"):
             file.unlink(missing_ok=True)
@@ -150,7 +150,7 @@ class Session:
             def progress(line: str, name: str = name, last: list[float] = last) -> None:
                 if line.startswith(("Collecting", "Installing")) and time.monotonic() - last[0] > 1:
                     last[0] = time.monotonic()
-                    self.say(f"tools {name}: {line[:100]}")
+                    self.terminal.say(f"tools {name}: {line[:100]}")
 
             await environment.ensure_async(self.home, on_line=progress)
 
@@ -192,7 +192,7 @@ class Session:
             if delay_s is None:
                 self._give_up(running, code)
                 return
-            self.say(f"{name} ended with {code}; starting it again in {delay_s:.1f} s")
+            self.terminal.say(f"{name} ended with {code}; starting it again in {delay_s:.1f} s")
             await asyncio.sleep(delay_s)
             await self._start(running.service)
 
@@ -205,14 +205,18 @@ class Session:
             self._failure = ProcessFailed(text, code="service_failed")
             self._stop.set()
         else:
-            self.say(f"{text}\ngoing on without it; see `flexinfer logs {running.service.name}`")
+            self.terminal.say(
+                f"{text}\ngoing on without it; see `flexinfer logs {running.service.name}`"
+            )
 
     async def _follow(self) -> None:
         while True:
+            if self.terminal.look():
+                self._stop.set()
             for follower in self._followers:
                 for line in follower.new_lines():
                     if not self._quiet:
-                        self.say(line)
+                        self.terminal.say(line)
             await asyncio.sleep(_POLL_S)
 
     # -- the first model, and `ready`
@@ -255,10 +259,14 @@ class Session:
         deadline = time.monotonic() + ROUTER_START_S
         url = self.settings.serve.admin_address
         async with _client() as client:
-            while time.monotonic() < deadline:
+            while True:
+                # Asked once more behind the deadline: Ctrl-Z stops us and not the clock.
+                is_late = time.monotonic() >= deadline
                 with suppress(httpx.HTTPError):
                     if (await client.get(f"{url}/readyz")).status_code == 200:
                         return
+                if is_late:
+                    break
                 await asyncio.sleep(_POLL_S)
         raise Unavailable(
             f"the router did not become ready at {url}/readyz within {ROUTER_START_S:.0f} s; "
@@ -287,7 +295,7 @@ class Session:
         keys = "any string (on this machine none is needed)"
         if self.settings.serve.api_keys:
             keys = "one of FLEXINFER_SERVE__API_KEYS"
-        self.say(
+        self.terminal.say(
             f"\nready {url}\n\n"
             f"  try it    curl -s {url}/chat/completions -d '{body}'\n"
             f"  or        {_own_name()} chat {model}\n"
@@ -306,12 +314,12 @@ class Session:
                 if url is not None:
                     with suppress(httpx.HTTPError):
                         if (await client.get(f"{url.rstrip('/')}/health")).status_code == 200:
-                            self.say(
+                            self.terminal.say(
                                 f"  Prefect   {url.removesuffix('/api')} (builds and their runs)"
                             )
                             return
                 await asyncio.sleep(0.5)
-        self.say("  Prefect   not there; builds still work: see `flexinfer logs prefect`")
+        self.terminal.say("  Prefect   not there; builds still work: see `flexinfer logs prefect`")
 
     # -- the end
 

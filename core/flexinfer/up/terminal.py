@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import select
+import stat
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +49,32 @@ def _clean(text: str) -> str:
     """One line, no control characters: a log may hold what a stranger sent."""
     plain = "".join(c if c.isprintable() else " " for c in text)
     return plain if len(plain) <= _LONGEST else plain[: _LONGEST - 1] + "…"
+
+
+class Terminal:
+    """Standard output, for as long as somebody reads it."""
+
+    def __init__(self) -> None:
+        self.has_left = False
+        """Its reader went away, as `| head` does. A terminal that hung up is told by a signal instead."""
+
+    def say(self, line: str) -> None:
+        """Print *line* at once. Where that fails, this and all after it goes nowhere: models are served on."""
+        try:
+            print(line, flush=True)
+        except OSError as error:
+            self.has_left = self.has_left or isinstance(error, BrokenPipeError)
+            descriptor = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(descriptor, sys.stdout.fileno())
+            os.close(descriptor)
+
+    def look(self) -> bool:
+        """Return whether the reader has left, also while there is nothing to say."""
+        if not self.has_left and stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode):
+            poll = select.poll()
+            poll.register(sys.stdout.fileno(), 0)
+            self.has_left = any(events & select.POLLERR for _, events in poll.poll(0))
+        return self.has_left
 
 
 @dataclass(slots=True)
