@@ -113,6 +113,8 @@ class DemandLease:
     ttl_s: Seconds = 10.0
     first_token_s: Mapping[str, Seconds] = field(default_factory=dict)
     """Per replica id: how long its first request took from being sent to its first byte. Told once for each."""
+    suspects: tuple[str, ...] = ()
+    """Replica ids that had no answer for this router and are not trusted again yet: the operator asks them at once."""
 
     @property
     def is_busy(self) -> bool:

@@ -181,7 +181,7 @@ def test_a_stopped_replica_is_gone(play: Callable[[Scene], None]) -> None:
 def test_a_stalled_load_counts_as_a_crash_at_once_and_once(play: Callable[[Scene], None]) -> None:
     async def scene(world: World) -> None:
         replica = await started(world)
-        stop = Stop(model="tiny", replica=replica.id, why="no progress", stalled=True)
+        stop = Stop(model="tiny", replica=replica.id, why="no progress", failed_as="load_stalled")
         await world.cluster.apply(stop, observed=world.cluster.observe().revision)
         crashes = view_of(world.cluster.observe()).crashes
         assert [one.code for one in crashes] == ["load_stalled"]

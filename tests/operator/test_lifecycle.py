@@ -329,7 +329,7 @@ def test_a_load_that_stands_still_is_failed(drive: Drive) -> None:
         drive.want(1, ttl_s=100)
         assert drive.settle() == ()
     (stop,) = drive.after(20)
-    assert isinstance(stop, Stop) and stop.stalled
+    assert isinstance(stop, Stop) and stop.failed_as == "load_stalled"
     drive.cluster.ended(stop.replica)
     drive.settle()
     assert drive.failure().code == "load_stalled"

@@ -5,6 +5,7 @@ Never published as an entry point: it is passed where engines are looked up. Kno
     loadSeconds   how long it loads                     holdWhile    it loads while this file is there
     crashWhile    the load crashes while this file is there          stall        the load never ends and never moves
     ignoreTerm    SIGTERM is ignored                    forks        it starts a process of its own
+    busyWhile     ready, it computes and answers nothing while this file is there
     slots, contextTokens
 """
 
@@ -29,7 +30,8 @@ from flexinfer.spelling import nearest
 from flexinfer.testing.engine import PlainEngine
 
 KNOBS = (
-    "loadSeconds", "holdWhile", "crashWhile", "stall", "ignoreTerm", "forks", "slots", "contextTokens",
+    "loadSeconds", "holdWhile", "crashWhile", "stall", "ignoreTerm", "forks", "busyWhile",
+    "slots", "contextTokens",
 )  # fmt: skip
 _STAGES = {
     "flexinfer: initializing": Substage.INITIALIZING,

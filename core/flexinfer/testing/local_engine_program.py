@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
     if _is_there(knobs, "crashWhile"):
         _say("out of memory: the script says so")
         return 3
-    server = ThreadingHTTPServer(("127.0.0.1", int(options.port)), _handler(key))
+    server = ThreadingHTTPServer(("127.0.0.1", int(options.port)), _handler(key, knobs))
     _say("serving")
     server.serve_forever()
     return 0
@@ -63,7 +63,7 @@ def _say(words: str) -> None:
     print(f"flexinfer: {words}", flush=True)
 
 
-def _handler(key: str) -> type[BaseHTTPRequestHandler]:
+def _handler(key: str, knobs: dict[str, Any]) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self._answer(200 if self.path == "/health" else self._status())
@@ -78,6 +78,8 @@ def _handler(key: str) -> type[BaseHTTPRequestHandler]:
             return 200 if self.headers.get("authorization") == f"Bearer {key}" else 401
 
         def _answer(self, status: int) -> None:
+            while _is_there(knobs, "busyWhile"):
+                pass
             body = json.dumps({"pid": os.getpid()}).encode()
             self.send_response(status)
             self.send_header("content-type", "application/json")

@@ -30,11 +30,17 @@ from flexinfer_operator.local.adoption import find_engines
 from flexinfer_operator.local.binding import Binder
 from flexinfer_operator.local.builds import BuildCommand, Builder, build_command
 from flexinfer_operator.local.desk import Desk
+from flexinfer_operator.local.hearing import DEFAULT_PACE, Pace
 from flexinfer_operator.local.ledger import ColdStartRecord
 from flexinfer_operator.local.logs import prune_logs
 from flexinfer_operator.local.look import keep_looking
 from flexinfer_operator.local.models import ModelFiles
-from flexinfer_operator.local.notices import announce, announce_end, announce_refusal
+from flexinfer_operator.local.notices import (
+    announce,
+    announce_end,
+    announce_failure,
+    announce_refusal,
+)
 from flexinfer_operator.local.pool import Pool
 from flexinfer_operator.local.replica import Means, Replica
 from flexinfer_operator.local.routers import RouterServer
@@ -44,6 +50,7 @@ from flexinfer_operator.local.tools import HomeTools, Tools
 from flexinfer_operator.plan.action import Action, Build, Drain, Start, Stop, Undrain
 from flexinfer_operator.plan.view import Crash, Policy, Snapshot
 from flexinfer_operator.publication import Publication
+from flexinfer_operator.revisions import Revisions
 
 log = get_logger(__name__)
 
@@ -56,7 +63,8 @@ _DAMAGE_MEMORY_S = 60.0
 class LocalCluster:
     """See `flexinfer_operator.cluster.Cluster`. `async with` starts and ends it.
 
-    engines, tools, build: what engines there are, what they run with, how a source is built; a test gives its own.
+    engines, tools, build, pace: what engines there are, what they run with, how a source is built, how often engines
+    are asked whether they live; a test gives its own.
     """
 
     def __init__(
@@ -68,6 +76,7 @@ class LocalCluster:
         engines: EngineLookup = ENGINES.get,
         tools: Tools | None = None,
         build: BuildCommand = build_command,
+        pace: Pace = DEFAULT_PACE,
     ) -> None:
         self._home, self._clock, self._engines = home, clock, engines
         self._section = settings.operator
@@ -100,12 +109,11 @@ class LocalCluster:
             tools=tools or HomeTools(home),
             client=self._client,
             stop_grace_s=self._section.stop_grace_s,
+            pace=pace,
         )
         self._records = means.records
         self._pool = Pool(means, engines, max_loaded=self._policy.max_loaded)
-        self._revision = 1
-        self._changed: dict[str, int] = {}
-        self._wake = asyncio.Event()
+        self._revisions = Revisions()
         self._look_now = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
 
@@ -173,9 +181,9 @@ class LocalCluster:
     def observe(self) -> Snapshot:
         now_s = self._clock.now_s()
         for model in self._book.expire(now_s):
-            self._touch(model)
+            self._revisions.touch(model)
         return Snapshot(
-            revision=self._revision,
+            revision=self._revisions.newest,
             unix_offset_s=self._clock.unix_s() - now_s,
             policy=self._policy,
             models=tuple(
@@ -193,17 +201,13 @@ class LocalCluster:
     async def watch(self) -> AsyncIterator[Snapshot]:
         seen = 0
         while True:
-            while self._revision == seen:
-                self._wake.clear()
-                await self._wake.wait()
+            await self._revisions.newer_than(seen)
             snapshot = self.observe()
             seen = snapshot.revision
             yield snapshot
 
     async def apply(self, action: Action, *, observed: int) -> None:
-        changed = self._changed.get(action.model, 0)
-        if changed > observed:
-            raise Conflict(f"Model {action.model} changed at revision {changed}, after {observed}")
+        self._revisions.check(action.model, observed=observed)
         match action:
             case Start():
                 self._start(action)
@@ -215,13 +219,13 @@ class LocalCluster:
                 self._stop(action)
             case Build():
                 self._builder.start(action.source, why=action.why)
-        self._bump()
+        self._revisions.bump()
 
     async def publish(self, fleet: Sequence[FleetModel]) -> None:
         snapshot = self._publication.publish(fleet, now_s=self._clock.now_s())
         if snapshot is not None:
             self._routers.send(snapshot)
-            self._bump()
+            self._revisions.bump()
 
     async def record(self, statuses: Mapping[str, ModelStatus]) -> None:
         for name, status in statuses.items():
@@ -248,14 +252,16 @@ class LocalCluster:
         known, one = self._shelf.get(action.model), self._pool.get(action.replica)
         if known is not None and one is not None and one.state != "stopping":
             known.preempted_by = "" if one.draining is None else one.draining.for_model
-            if action.stalled:
-                known.crashed(one.stall(action.why))
+            if action.failed_as:
+                crash = one.fail(action.failed_as, action.why)
+                known.crashed(crash)
+                announce_failure(one.id, one.model, crash)
         self._pool.stop(action)
 
     # What replicas, routers and builds tell
 
     def replica_changed(self, replica: Replica) -> None:
-        self._bump()
+        self._revisions.bump()
 
     def replica_ready(self, replica: Replica) -> None:
         now_s = self._clock.now_s()
@@ -271,7 +277,7 @@ class LocalCluster:
             )
             self._desk.add(start, then=self._estimated)
             log.info("replica_ready", replica=replica.id, model=replica.model, **replica.phases)
-        self._touch(replica.model)
+        self._revisions.touch(replica.model)
 
     def replica_gone(self, replica: Replica, crash: Crash | None) -> None:
         self._pool.forget(replica)
@@ -282,7 +288,7 @@ class LocalCluster:
         announce_end(replica.id, replica.model, crash)
         prune_logs(self._home.logs, replica.model, running=self._pool)
         self._forget_if_gone(replica.model)
-        self._touch(replica.model)
+        self._revisions.touch(replica.model)
 
     def artifact_damaged(self, replica: Replica, message: str) -> bool:
         """Take the artifact for damaged until the store was looked at; False: that was done just now already.
@@ -304,13 +310,13 @@ class LocalCluster:
 
     def router_connected(self, connection: int) -> None:
         self._book.connected(connection)
-        self._bump()
+        self._revisions.bump()
 
     def router_said(self, connection: int, lease: DemandLease) -> None:
         now_s = self._clock.now_s()
         if self._book.take(connection, lease, now_s=now_s):
-            self._touch(lease.model)
-
+            self._revisions.touch(lease.model)
+        self._pool.suspect(lease.suspects)
         for replica, seconds in lease.first_token_s.items():
             one = self._pool.get(replica)
             if one is not None and not one.is_adopted and "first_token" not in one.phases:
@@ -320,8 +326,8 @@ class LocalCluster:
     def router_left(self, connection: int) -> None:
         now_s = self._clock.now_s()
         for model in self._book.disconnected(connection, now_s=now_s, grace_s=_LEAVE_GRACE_S):
-            self._touch(model)
-        self._bump()
+            self._revisions.touch(model)
+        self._revisions.bump()
 
     def _build_ended(self, source: str, is_good: bool) -> None:
         """Look what it left, where it ended well; until then it counts as running."""
@@ -329,13 +335,13 @@ class LocalCluster:
         for name, known in self._shelf.items():
             if known.model.spec.source == source:
                 known.is_build_unseen = is_good
-                self._touch(name)
+                self._revisions.touch(name)
 
     def _estimated(self, digest: str) -> None:
         for name, known in self._shelf.items():
             if known.bound.digest == digest:
                 known.cold_starts = self._desk.estimate(digest)
-                self._touch(name)
+                self._revisions.touch(name)
 
     # Looking
 
@@ -358,10 +364,10 @@ class LocalCluster:
             self._settle_build(known)
             if is_different:
                 self._desk.save(name, known.remembered())
-                self._touch(name)
+                self._revisions.touch(name)
         for name in self._shelf.names() - written.keys():
             self._shelf.delete(name)
-            self._touch(name)
+            self._revisions.touch(name)
             self._forget_if_gone(name)
 
     def _settle_build(self, known: Known) -> None:
@@ -375,7 +381,7 @@ class LocalCluster:
             self._builder.failed(source, f"the build ended well, and yet: {why}")
         if known.is_build_unseen:
             known.is_build_unseen = False
-            self._touch(known.name)
+            self._revisions.touch(known.name)
 
     # The picture
 
@@ -386,16 +392,8 @@ class LocalCluster:
         if not self._pool.has_any(name):
             self._shelf.forget(name)
             self._book.forget_model(name)
-            self._changed.pop(name, None)
+            self._revisions.forget(name)
             self._desk.forget(name)
 
     def _newest(self) -> FleetSnapshot | None:
         return self._publication.current(now_s=self._clock.now_s())
-
-    def _touch(self, model: str) -> None:
-        self._bump()
-        self._changed[model] = self._revision
-
-    def _bump(self) -> None:
-        self._revision += 1
-        self._wake.set()

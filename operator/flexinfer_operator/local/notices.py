@@ -45,6 +45,12 @@ def announce_refusal(fault: str) -> None:
     log.warning("model_edit_refused", error=fault, human=f"refused, the old state stays: {fault}")
 
 
+def announce_failure(replica: str, model: str, crash: Crash) -> None:
+    """Log that an engine which runs is taken for failed, and ended."""
+    human = f"{model}: {crash.message}; it is ended, and started again when it is wanted"
+    log.warning("replica_given_up", replica=replica, model=model, code=crash.code, human=human)
+
+
 def announce_end(replica: str, model: str, crash: Crash | None) -> None:
     """Log that nothing is left of a replica, and why where nobody asked for it."""
     if crash is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import replace
 
 from flexinfer.engine import EngineArtifact
@@ -93,7 +94,14 @@ class Pool:
         one = self._replicas.get(action.replica)
         if one is not None and one.state != "stopping":
             log.info("replica_stopping", replica=one.id, model=one.model, why=action.why)
-            one.stop()
+            one.stop(has_failed=bool(action.failed_as))
+
+    def suspect(self, replicas: Iterable[str]) -> None:
+        """Ask at once those that a router had no answer from."""
+        for name in replicas:
+            one = self._replicas.get(name)
+            if one is not None:
+                one.suspected.set()
 
     def adopt(self, found: Found, *, listener: Listener) -> None:
         """Take over an engine of an earlier operator."""
@@ -149,4 +157,5 @@ def _view(one: Replica, book: LeaseBook, publication: Publication) -> ReplicaVie
         url="" if running is None else running.url,
         key="" if running is None else running.key,
         draining=draining,
+        silence=one.silence,
     )

@@ -46,3 +46,8 @@ class Progress:
             )
             self.at_s = now_s
         return moved
+
+    def computes(self, usage: Usage) -> bool:
+        """Note what the process uses now; return whether it computed since the last call."""
+        before, self.cpu_s = self.cpu_s, usage.cpu_s
+        return usage.cpu_s - before >= _CPU_S

@@ -20,28 +20,25 @@ import httpx
 from flexinfer.clock import Clock
 from flexinfer.engine import Cause, Engine, EngineArtifact, Resources, Substage
 from flexinfer.errors import FlexInferError, IntegrityError
-from flexinfer.launching import RunningEngine, probe, record_of, start_engine
+from flexinfer.launching import RunningEngine, record_of, start_engine
 from flexinfer.log import get_logger
 from flexinfer.oci import Digest, parse_digest
 from flexinfer.places import Home
-from flexinfer.process import UNKNOWN_EXIT, LogReader
+from flexinfer.process import UNKNOWN_EXIT
 from flexinfer.resources.model import Model
 from flexinfer.store import Checkout, Store
+from flexinfer_operator.local.hearing import Pace
 from flexinfer_operator.local.progress import Progress
 from flexinfer_operator.local.ticking import OwnReading, with_ticks
 from flexinfer_operator.local.tools import Tools
-from flexinfer_operator.plan.view import Crash, Draining, ReplicaState
+from flexinfer_operator.local.watching import watch
+from flexinfer_operator.plan.view import Crash, Draining, ReplicaState, Silence
 
 log = get_logger(__name__)
 
-# How often a loading engine's log is read: the load's end is noticed this much late.
-_TICK_S = 0.015
-_SLOW_TICK_S = 0.05
-_SLOW_AFTER_S = 10.0
-_PROBE_EVERY_S = 0.25
-_USAGE_EVERY_S = 0.5
-_PROBE_LISTENING_S = 0.03
 _TAIL_LINES = 60
+# What an engine that gives no sign of life has after SIGTERM.
+_FAILED_GRACE_S = 1.0
 # A blob or manifest that went away: what to do is decided by what the store has, not by a crash's back-off.
 _ABSENT = ("blob_missing", "artifact_not_found")
 
@@ -69,6 +66,7 @@ class Means:
     client: httpx.AsyncClient
     """Without a proxy."""
     stop_grace_s: float
+    pace: Pace
 
     @property
     def records(self) -> Path:
@@ -107,6 +105,9 @@ class Replica:
     state: ReplicaState = "loading"
     ready_s: float | None = None
     draining: Draining | None = None
+    silence: Silence | None = None
+    suspected: asyncio.Event = field(default_factory=asyncio.Event)
+    """A router had no answer from it: it is asked at once."""
     running: RunningEngine | None = None
     phases: dict[str, float] = field(default_factory=dict)
     is_adopted: bool = False
@@ -124,18 +125,37 @@ class Replica:
         """Let *life* run to its end, and tell how it ended."""
         self._task = asyncio.create_task(self._live(life), name=f"replica {self.id}")
 
-    def stop(self) -> None:
-        """Begin to stop it. Twice is once."""
+    def stop(self, *, has_failed: bool = False) -> None:
+        """Begin to stop it. Twice is once. One that *has_failed* gets little time: it is waited for in vain."""
         if self.state == "stopping":
             return
         self.state = "stopping"
-        self._stop = asyncio.create_task(self._stopped(), name=f"stop {self.id}")
+        grace_s = self.means.stop_grace_s
+        if has_failed:
+            grace_s = min(grace_s, _FAILED_GRACE_S)
+        self._stop = asyncio.create_task(self._stopped(grace_s), name=f"stop {self.id}")
         self.listener.replica_changed(self)
 
-    def stall(self, why: str) -> Crash:
-        """Return its load as a failure, from this moment on: nobody may start another before its back-off."""
+    def fail(self, code: str, why: str) -> Crash:
+        """Return it as a failure, from this moment on: nobody may start another before its back-off."""
+        if self.state == "ready":
+            return self._crash(code, f"the engine {why}")
         stage = self.progress.substage or "start"
-        return self._crash("load_stalled", f"the load stopped moving ({stage}): {why}")
+        return self._crash(code, f"the load stopped moving ({stage}): {why}")
+
+    def hear(self, silence: Silence | None) -> None:
+        """Note which probes it left unanswered."""
+        if self.state != "ready" or silence == self.silence:
+            return
+        if silence is not None:
+            log.warning(
+                "replica_silent", replica=self.id, model=self.model, tries=silence.tries,
+                still_tries=silence.still_tries, lasted_s=round(silence.lasted_s, 1),
+            )  # fmt: skip
+        else:
+            log.info("replica_heard", replica=self.id, model=self.model)
+        self.silence = silence
+        self.listener.replica_changed(self)
 
     async def gone(self) -> None:
         """Return when nothing of it is left."""
@@ -152,13 +172,13 @@ class Replica:
         if self._checkout is not None:
             self._checkout.close()
 
-    async def _stopped(self) -> None:
+    async def _stopped(self, grace_s: float) -> None:
         if self.running is None:
             assert self._task is not None
             self._task.cancel()
             return
         with suppress(FlexInferError):  # told by the life that waits for the same end
-            await self.running.child.stop(self.means.stop_grace_s)
+            await self.running.child.stop(grace_s)
 
     async def _live(self, life: Callable[[], Awaitable[None]]) -> None:
         crash: Crash | None = None
@@ -271,7 +291,7 @@ def adopt_replica(replica: Replica, running: RunningEngine) -> None:
     replica.is_adopted = True
 
     async def life() -> None:
-        await _watched(replica, running)
+        await watch(replica, running)
 
     replica.begin(life)
 
@@ -321,7 +341,7 @@ async def _life(replica: Replica, order: Order) -> None:
         after_wish_ms=round((started_s - order.wanted_s) * 1000, 2),
     )
     replica.listener.replica_changed(replica)
-    await _watched(replica, running, started_s=started_s)
+    await watch(replica, running, started_s=started_s)
 
 
 async def checked_out(store: Store, digest: Digest) -> Checkout:
@@ -345,51 +365,3 @@ def _write_record(replica: Replica, running: RunningEngine) -> None:
             "backend": replica.engine.name,
         },
     ).write(replica.record_path)
-
-
-async def _watched(
-    replica: Replica, running: RunningEngine, *, started_s: float | None = None
-) -> None:
-    """Watch the load until it is ready, then the process until it ends."""
-    ending = asyncio.ensure_future(running.child.wait())
-    loading = asyncio.ensure_future(_loaded(replica, running))
-    try:
-        await asyncio.wait({ending, loading}, return_when=asyncio.FIRST_COMPLETED)
-        if loading.done() and not ending.done():
-            loading.result()
-            if started_s is not None:
-                replica.phases["load"] = replica.means.clock.now_s() - started_s
-            replica.become_ready()
-        await ending
-    finally:
-        for task in (loading, ending):
-            task.cancel()
-        await asyncio.gather(loading, ending, return_exceptions=True)
-
-
-async def _loaded(replica: Replica, running: RunningEngine) -> None:
-    """Return when the engine answers its probe; note every sign of progress meanwhile."""
-    clock = replica.means.clock
-    began_s = clock.now_s()
-    reader = LogReader(running.log_path) if running.log_path is not None else None
-    next_probe_s = began_s + _PROBE_EVERY_S if not replica.is_adopted else began_s
-    next_usage_s = began_s + _USAGE_EVERY_S
-    probe_every_s = _PROBE_EVERY_S
-    while True:
-        now_s = clock.now_s()
-        for line in reader.read() if reader is not None else ():
-            stage = replica.engine.substage(line)
-            if stage is not None:
-                replica.enter(stage)
-                if stage is Substage.HEALTH_CHECK_PENDING:
-                    probe_every_s, next_probe_s = _PROBE_LISTENING_S, now_s
-        if now_s >= next_probe_s:
-            next_probe_s = now_s + probe_every_s
-            if await probe(running, running.readiness, replica.means.client):
-                return
-        if now_s >= next_usage_s:
-            next_usage_s = now_s + _USAGE_EVERY_S
-            usage = await asyncio.to_thread(running.child.usage)
-            if usage is not None:
-                replica.progress.uses(usage, now_s=clock.now_s())
-        await asyncio.sleep(_SLOW_TICK_S if now_s - began_s > _SLOW_AFTER_S else _TICK_S)

@@ -41,12 +41,13 @@ class Undrain:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stop:
-    """End the process, first with SIGTERM. `stalled` marks it as a failure of the load."""
+    """End the process, first with SIGTERM."""
 
     model: str
     replica: str
     why: str
-    stalled: bool = False
+    failed_as: str = ""
+    """The code of the failure that this ends: `load_stalled`, `engine_unresponsive`; empty: it did not fail."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from flexinfer.fleet import ColdStart, Failure, FleetModel, FleetReplica
+from flexinfer.fleet import ColdStart, Failure, FleetModel, FleetReplica, ReplicaPhase
 from flexinfer_operator.plan.crashes import current_crash, retry_s
+from flexinfer_operator.plan.health import is_silent
 from flexinfer_operator.plan.replicas import Facts
+from flexinfer_operator.plan.view import ReplicaView
 
 _DELETED = Failure(code="model_deleted", message="the Model is being deleted")
 
@@ -42,14 +44,25 @@ def _replicas(facts: Facts) -> tuple[FleetReplica, ...]:
             id=replica.id,
             url=replica.url,
             key=replica.key,
-            phase="draining"
-            if replica.draining is not None
-            else ("ready" if replica.state == "ready" else "loading"),
-            substage=replica.substage if replica.state == "loading" else "",
+            phase=_phase(replica),
+            substage=_substage(replica),
         )
         for replica in sorted(facts.replicas, key=lambda r: r.id)
         if replica.state != "stopping"
     )
+
+
+def _phase(replica: ReplicaView) -> ReplicaPhase:
+    if replica.draining is not None:
+        return "draining"
+    # One that gives no sign of life is not up: requests go to another one, or are held until it answers or is replaced.
+    return "ready" if replica.state == "ready" and not is_silent(replica) else "loading"
+
+
+def _substage(replica: ReplicaView) -> str:
+    if is_silent(replica):
+        return "Unresponsive"
+    return replica.substage if replica.state == "loading" else ""
 
 
 def _failure(facts: Facts, now_s: float) -> Failure | None:

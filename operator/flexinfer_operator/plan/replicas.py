@@ -2,7 +2,8 @@
 
 In this order, for each replica that is not already stopping:
     1. loading: no progress for `loadStallTimeout` → stop, as failed; of an old revision, or of a deleted Model → stop
-    2. ready, not draining: deleted, its bytes or evidence refused → drain
+    2. ready: gives no sign of life (`health`) → stop, as failed; not draining: deleted, its bytes or evidence
+       refused → drain
     3. draining: wanted again → take back; acknowledged by every router, or `drainTimeout` → stop
     4. old revision: as many new ones are ready → drain
     5. idle for `idleTimeout` beyond `minReplicas` → drain
@@ -14,6 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from flexinfer_operator.plan import health
 from flexinfer_operator.plan.action import Drain, Stop, Undrain
 from flexinfer_operator.plan.crashes import retry_s
 from flexinfer_operator.plan.demand import Demand, is_acknowledged
@@ -98,9 +100,16 @@ def _end_failed_and_refused(facts: Facts, out: Decision, now_s: float) -> None:
                 out.actions.append(Stop(model=name, replica=replica.id, why=why))
             elif deadline_s <= now_s:
                 why = f"no progress for {stall_s:g} s"
-                out.actions.append(Stop(model=name, replica=replica.id, why=why, stalled=True))
+                out.actions.append(
+                    Stop(model=name, replica=replica.id, why=why, failed_as="load_stalled")
+                )
             else:
                 out.timers.append(deadline_s)
+        elif why := health.fault(replica, facts.policy):
+            # Whoever has a request there gets no answer from it: draining would only make them wait.
+            out.actions.append(
+                Stop(model=name, replica=replica.id, why=why, failed_as=health.UNRESPONSIVE)
+            )
         elif replica.state == "ready" and replica.draining is None:
             if view.is_deleted:
                 out.actions.append(
@@ -142,7 +151,7 @@ def _wanted(facts: Facts, out: Decision, now_s: float) -> int:
 def _settle_draining(facts: Facts, out: Decision, now_s: float, needy: frozenset[str]) -> None:
     name = facts.view.name
     missing = out.wanted - len([r for r in _serving(facts, out) if facts.is_fresh(r)])
-    for replica in sorted(_draining(facts), key=lambda r: r.id):
+    for replica in sorted(_draining_left(facts, out), key=lambda r: r.id):
         draining = replica.draining
         assert draining is not None
         may_serve = facts.is_fresh(replica) and facts.gate.is_open
@@ -178,6 +187,8 @@ def _wish_for_start(facts: Facts, out: Decision, now_s: float) -> None:
     is_loading = any(r.state == "loading" for r in facts.replicas if r.revision == facts.revision)
     if len(fresh) + taken_back >= wanted or is_loading:
         return
+    if any(isinstance(action, Stop) and action.failed_as for action in out.actions):
+        return  # the failure is in the next picture, with its back-off
     again_s = retry_s(facts.view, facts.revision, facts.policy)
     if again_s > now_s:
         out.timers.append(again_s)
@@ -193,7 +204,9 @@ def _replace_old(facts: Facts, out: Decision) -> None:
     if facts.view.is_deleted:
         return
     serving = _serving(facts, out)
-    ready = [r for r in serving if facts.is_fresh(r) and r.state == "ready"]
+    ready = [
+        r for r in serving if facts.is_fresh(r) and r.state == "ready" and not health.is_silent(r)
+    ]
     old = [r for r in serving if not facts.is_fresh(r) and r.state == "ready"]
     spare = len(ready) + len(old) - max(out.wanted, 1)
     if not ready:
@@ -256,6 +269,11 @@ def _serving(facts: Facts, out: Decision) -> list[ReplicaView]:
 
 def _draining(facts: Facts) -> list[ReplicaView]:
     return [r for r in facts.replicas if r.draining is not None and r.state != "stopping"]
+
+
+def _draining_left(facts: Facts, out: Decision) -> list[ReplicaView]:
+    gone = out.touched()
+    return [r for r in _draining(facts) if r.id not in gone]
 
 
 def _active_s(replica: ReplicaView) -> float:

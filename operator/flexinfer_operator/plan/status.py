@@ -15,6 +15,7 @@ from flexinfer.resources.model import (
 )
 from flexinfer_operator.plan.crashes import current_crash
 from flexinfer_operator.plan.gate import Check
+from flexinfer_operator.plan.health import is_silent
 from flexinfer_operator.plan.replicas import Decision, Facts
 from flexinfer_operator.plan.view import Crash, ReplicaView
 
@@ -49,7 +50,7 @@ def status_of(
     return ModelStatus(
         phase=phase,
         observed_generation=view.generation,
-        replicas=len(ready),
+        replicas=sum(not is_silent(r) for r in ready),
         artifact=_artifact(facts),
         conditions=tuple(_condition(kind, check, before, stamp) for kind, check in checks.items()),
         cold_start=_cold_start(facts),
@@ -93,8 +94,10 @@ def instant(unix_s: float) -> str:
 def _serving_check(
     facts: Facts, phase: Phase, *, ready: list[ReplicaView], crash: Crash | None, no_room: str
 ) -> Check:
-    if ready:
+    if any(not is_silent(r) for r in ready):
         return Check(status="True", reason="Ready")
+    if ready:
+        return Check(status="Unknown", reason="EngineUnresponsive", message=_silence(ready))
     match phase:
         case "Loading":
             return Check(status="False", reason="StartingBackend")
@@ -111,6 +114,11 @@ def _serving_check(
         if check.status != "True" and check.reason not in ("AliasConflict", "EditRefused"):
             return Check(status="False", reason=check.reason)
     return Check(status="False", reason=facts.gate.verified.reason)
+
+
+def _silence(silent: list[ReplicaView]) -> str:
+    tries = max(r.silence.tries for r in silent if r.silence is not None)
+    return f"the engine left {tries} health probes in a row unanswered; it is asked again, then replaced"
 
 
 def _condition(
@@ -173,6 +181,8 @@ def _message(
         return f"the newest edit is refused, the last good one holds: {facts.view.edit_fault}"
     if no_room:
         return no_room
+    if silent := [r for r in facts.replicas if is_silent(r)]:
+        return _silence(silent)
     if phase == "Pending":
         return facts.gate.cached.message
     return ""

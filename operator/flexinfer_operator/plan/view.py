@@ -34,6 +34,10 @@ class Policy:
     backoff_cap_s: float = 60.0
     stable_s: float = 60.0
     """A replica that was ready for so long ends a series of crashes."""
+    unanswered_tries: int = 3
+    """Health probes in a row that an engine may leave unanswered while it does not move; then it is replaced."""
+    unanswered_busy_s: float = 120.0
+    """How long one that moves may leave them unanswered: it computes, and has no time to answer."""
     build_backoff_s: float = 15.0
     build_backoff_cap_s: float = 600.0
     build_tries: int = 6
@@ -49,6 +53,18 @@ class Draining:
     """The first fleet generation that said so; None while it is not published."""
     for_model: str = ""
     """The Model that waits for the room; empty where the replica is not wanted for its own sake."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Silence:
+    """Health probes that a ready replica left unanswered since it answered last."""
+
+    tries: int
+    still_tries: int
+    """How many of them, up to the newest, found that its processor time had not moved either; 0: it moves."""
+    lasted_s: float
+    """From the first one's beginning to the newest one's end, as measured by who asked: a time in which nobody
+    could ask is not in it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +86,8 @@ class ReplicaView:
     url: str = ""
     key: str = field(default="", repr=False)
     draining: Draining | None = None
+    silence: Silence | None = None
+    """None while it answers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

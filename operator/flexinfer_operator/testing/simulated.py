@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 
 from flexinfer.clock import Clock
 from flexinfer.engine import Limits
-from flexinfer.errors import Conflict
 from flexinfer.fleet import DemandLease, FleetModel, FleetSnapshot
 from flexinfer.resources.model import Model, ModelStatus
 from flexinfer_operator.leases import LeaseBook
@@ -23,9 +21,11 @@ from flexinfer_operator.plan.view import (
     ModelView,
     Policy,
     ReplicaView,
+    Silence,
     Snapshot,
 )
 from flexinfer_operator.publication import Publication
+from flexinfer_operator.revisions import Revisions
 
 CACHED = Bound(
     reference="tiny:q8-0",
@@ -50,9 +50,7 @@ class SimulatedCluster:
         self._policy = policy or Policy()
         self._models: dict[str, ModelView] = {}
         self._replicas: dict[str, ReplicaView] = {}
-        self._revision = 1
-        self._changed: dict[str, int] = {}
-        self._wake = asyncio.Event()
+        self._revisions = Revisions()
         self.book = LeaseBook()
         self.publication = Publication(first_generation=1000)
         self.applied: list[Action] = []
@@ -60,9 +58,9 @@ class SimulatedCluster:
     def observe(self) -> Snapshot:
         now_s = self._clock.now_s()
         for model in self.book.expire(now_s):
-            self._touch(model)
+            self._revisions.touch(model)
         return Snapshot(
-            revision=self._revision,
+            revision=self._revisions.newest,
             unix_offset_s=self._clock.unix_s() - now_s,
             policy=self._policy,
             models=tuple(
@@ -84,16 +82,13 @@ class SimulatedCluster:
     async def watch(self) -> AsyncIterator[Snapshot]:
         seen = 0
         while True:
-            while self._revision == seen:
-                self._wake.clear()
-                await self._wake.wait()
+            await self._revisions.newer_than(seen)
             snapshot = self.observe()
             seen = snapshot.revision
             yield snapshot
 
     async def apply(self, action: Action, *, observed: int) -> None:
-        if self._changed.get(action.model, 0) > observed:
-            raise Conflict(f"Model {action.model} changed after revision {observed}")
+        self._revisions.check(action.model, observed=observed)
         self.applied.append(action)
         now_s = self._clock.now_s()
         match action:
@@ -107,11 +102,11 @@ class SimulatedCluster:
                 self._stop(action, now_s)
             case Build():
                 self._build(action.model, Builds(is_running=True))
-        self._bump()
+        self._revisions.bump()
 
     async def publish(self, fleet: Sequence[FleetModel]) -> None:
         if self.publication.publish(fleet, now_s=self._clock.now_s()) is not None:
-            self._bump()
+            self._revisions.bump()
 
     async def record(self, statuses: Mapping[str, ModelStatus]) -> None:
         for name, status in statuses.items():
@@ -144,7 +139,7 @@ class SimulatedCluster:
                 edit_fault=edit_fault,
                 is_deleted=False,
             )
-        self._touch(name)
+        self._revisions.touch(name)
 
     def remove(self, name: str) -> None:
         """Delete a Model: it is shown as deleted while it has replicas."""
@@ -152,11 +147,11 @@ class SimulatedCluster:
             return
         self._models[name] = replace(self._models[name], is_deleted=True)
         self._forget_if_empty(name)
-        self._touch(name)
+        self._revisions.touch(name)
 
     def lease(self, lease: DemandLease, *, connection: int = 1) -> None:
         if self.book.take(connection, lease, now_s=self._clock.now_s()):
-            self._touch(lease.model)
+            self._revisions.touch(lease.model)
 
     def progress(self, replica: str) -> None:
         self._replicas[replica] = replace(self._replicas[replica], progress_s=self._clock.now_s())
@@ -168,7 +163,13 @@ class SimulatedCluster:
         self._models[one.model] = replace(
             self._models[one.model], last_ready_s=now_s, preempted_by=""
         )
-        self._touch(one.model)
+        self._revisions.touch(one.model)
+
+    def unanswered(self, replica: str, silence: Silence | None) -> None:
+        """Say which probes a ready engine left unanswered; None: it answers again."""
+        one = self._replicas[replica]
+        self._replicas[replica] = replace(one, silence=silence)
+        self._revisions.touch(one.model)
 
     def crash(self, replica: str, *, retryable: bool = True) -> None:
         """End an engine that nobody asked to end."""
@@ -181,7 +182,7 @@ class SimulatedCluster:
         one = self._replicas.pop(replica)
         self.book.forget_replica(replica)
         self._forget_if_empty(one.model)
-        self._touch(one.model)
+        self._revisions.touch(one.model)
 
     def built(self, name: str, *, failure: str = "") -> None:
         """End a build, well or with *failure*."""
@@ -191,7 +192,7 @@ class SimulatedCluster:
             self._build(name, Builds(failures=(*view.builds.failures, failed)))
         else:
             self._models[name] = replace(view, bound=CACHED, builds=Builds())
-        self._touch(name)
+        self._revisions.touch(name)
 
     @property
     def replicas(self) -> tuple[ReplicaView, ...]:
@@ -227,8 +228,8 @@ class SimulatedCluster:
         one = self._replicas.get(action.replica)
         if one is None or one.state == "stopping":
             return
-        if action.stalled:
-            self._note_crash(one, "load_stalled", action.why, True)
+        if action.failed_as:
+            self._note_crash(one, action.failed_as, action.why, True)
         if one.draining is not None and one.draining.for_model:
             view = self._models[one.model]
             self._models[one.model] = replace(view, preempted_by=one.draining.for_model)
@@ -267,11 +268,3 @@ class SimulatedCluster:
             if not any(one.model == name for one in self._replicas.values()):
                 del self._models[name]
                 self.book.forget_model(name)
-
-    def _touch(self, model: str) -> None:
-        self._bump()
-        self._changed[model] = self._revision
-
-    def _bump(self) -> None:
-        self._revision += 1
-        self._wake.set()

@@ -32,6 +32,7 @@ from flexinfer.testing.local_engine import lookup
 from flexinfer_operator.cluster import Cluster
 from flexinfer_operator.local.builds import BuildCommand
 from flexinfer_operator.local.cluster import LocalCluster
+from flexinfer_operator.local.hearing import DEFAULT_PACE, Pace
 from flexinfer_operator.plan.view import ReplicaView, Snapshot
 from flexinfer_operator.reconcile import Reconciler
 from flexinfer_operator.testing.simulated import SimulatedCluster
@@ -149,6 +150,7 @@ class LocalWorld:
         max_loaded: int = 4,
         grace_s: float = 5.0,
         build: BuildCommand | None = None,
+        pace: Pace = DEFAULT_PACE,
     ) -> None:
         self.home = home
         section = OperatorSection(max_loaded_models=max_loaded, stop_grace_s=grace_s)
@@ -159,6 +161,7 @@ class LocalWorld:
             SystemClock(),
             engines=lookup,
             tools=ThisPython(),
+            pace=pace,
             **more,
         )
         self._has_loop = loop
