@@ -16,7 +16,7 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from flexinfer.errors import FlexInferError, InvalidInput, ResourceExhausted, Unavailable
+from flexinfer.errors import FlexInferError, InvalidInput, Unavailable
 from flexinfer.log import get_logger
 from flexinfer.process.ports import who_listens
 from flexinfer.settings import ServeSection
@@ -217,8 +217,7 @@ def bind(host: str, port: int, *, setting: str) -> socket.socket:
     """Return a listening socket; *setting* names the port's setting in the error.
 
     Raises:
-        ResourceExhausted: code `port_taken`; the message names who has it.
-        InvalidInput: code `bind_failed`.
+        InvalidInput: codes `port_taken`, whose message names who has it, and `bind_failed`.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -226,7 +225,7 @@ def bind(host: str, port: int, *, setting: str) -> socket.socket:
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             holder = who_listens(port) or "another process"
-            raise ResourceExhausted(
+            raise InvalidInput(
                 f"port {port} on {host} is taken by {holder}; choose another with {setting}",
                 code="port_taken",
             ) from error

@@ -67,7 +67,7 @@ class Worker:
         """Serve until `end`, then drain.
 
         Raises:
-            ResourceExhausted: code `port_taken`. InvalidInput: code `bind_failed`.
+            InvalidInput: codes `port_taken`, `bind_failed`.
         """
         section = self._section
         public = bind(section.host, section.port, setting="FLEXINFER_SERVE__PORT")

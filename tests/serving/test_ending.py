@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import pytest
 
-from flexinfer.errors import ResourceExhausted
+from flexinfer.errors import InvalidInput
 from flexinfer.testing import engine as scripts
 from flexinfer.testing.engine import ScriptedEngine, Seen, Wire
 from flexinfer.testing.fleet import ScriptedFleet, model, replica
@@ -106,7 +106,7 @@ def test_a_taken_port_is_named_with_its_holder(setting: str) -> None:
     async def run() -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
-            with pytest.raises(ResourceExhausted) as caught:
+            with pytest.raises(InvalidInput) as caught:
                 async with running(ScriptedFleet(model()), **{setting: port}):
                     pass
         assert caught.value.code == "port_taken"

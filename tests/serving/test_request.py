@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from flexinfer.engine import Endpoint
 from flexinfer.errors import InvalidInput
+from flexinfer_serving.openai.fields import FIELDS, REFUSED
 from flexinfer_serving.openai.request import OpenAIRequest, TokenLimits, read, read_object
 
 LIMITS = TokenLimits(default=100, maximum=1000)
@@ -327,3 +330,11 @@ def test_any_object_is_read_or_refused_and_what_is_sent_holds_only_allowed_field
     assert 1 <= sent["max_tokens"] <= LIMITS.maximum
     for name in request.values:
         assert sent[name] == tree.get(name, MESSAGES)
+
+
+def test_the_page_has_every_field() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "api.md").read_text("utf-8")
+    table = page.partition("## What becomes of a connection")[0]
+    told = set(re.findall(r"`([a-z_]+)`", table))
+    known = {"model", *REFUSED, *(name for names in FIELDS.values() for name in names)}
+    assert known <= told, known - told

@@ -315,6 +315,47 @@ def test_an_allowed_page_is_answered_and_may_read() -> None:
     serving(test, cors_origins=("http://ui.example",), **KEYS)
 
 
+def test_an_allowed_page_may_read_a_stream_and_what_the_router_says_about_it() -> None:
+    async def test(router: Running, _: ScriptedEngine) -> None:
+        headers = {"origin": "http://ui.example", "authorization": "Bearer sk-one"}
+        body = chat_body(model="smol", stream=True)
+        answer = await router.client.post("/v1/chat/completions", json=body, headers=headers)
+        assert answer.text.endswith("data: [DONE]\n\n")
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        assert answer.headers["access-control-allow-origin"] == "http://ui.example"
+        assert "Origin" in answer.headers["vary"]
+        exposed = answer.headers["access-control-expose-headers"]
+        assert "x-request-id" in exposed and "x-flexinfer-model" in exposed
+        for path, sent in (("/v1/chat/completions", {"model": "none"}), ("/v1/nothing", {})):
+            refused = await router.client.post(path, json=sent, headers=headers)
+            assert refused.status_code in (400, 404)
+            assert refused.headers["access-control-allow-origin"] == "http://ui.example"
+
+    serving(test, cors_origins=("http://ui.example",), **KEYS)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "https://ui.example", "http://ui.example:81", "http://ui.example.evil", "http://evil", "null",
+        "http://UI.example", "",
+    ],
+)  # fmt: skip
+def test_a_page_that_is_not_allowed_is_refused_before_and_at_its_request(origin: str) -> None:
+    async def test(router: Running, engine: ScriptedEngine) -> None:
+        headers = {"origin": origin, "authorization": "Bearer sk-one"}
+        asks = {"access-control-request-method": "POST"}
+        for answer in (
+            await router.client.options("/v1/chat/completions", headers={**headers, **asks}),
+            await router.client.post("/v1/chat/completions", json=chat_body(), headers=headers),
+        ):
+            assert_error(answer, 403, "origin_not_allowed")
+            assert not [name for name in answer.headers if name.startswith("access-control-")]
+        assert engine.connections == 0
+
+    serving(test, cors_origins=("http://ui.example",), **KEYS)
+
+
 # Framing ------------------------------------------------------------------------------------------------------
 
 
