@@ -185,14 +185,19 @@ def _build(
 
 
 def _refuse_early(context: Any, entry: Any, variant: Any) -> None:
-    """Refuse what needs no run to be refused: a recipe that nobody makes, a file that is not there."""
+    """Refuse what needs no run to be refused: a recipe that nobody makes, a local file that is none or no model."""
+    from flexinfer.formats.ingest import inspect_file
     from flexinfer_pipelines.steps.resolve import recipe_of, source_for
 
     recipe_of(entry, variant)
     uri = entry.spec.source.parsed()
     source = source_for(context, uri)
     if uri.scheme == "file":
-        asyncio.run(source.resolve(uri))
+        resolved = asyncio.run(source.resolve(uri))
+        for file in resolved.files:
+            path = source.local_path(resolved, file)
+            if path is not None:
+                inspect_file(path, file.path)
 
 
 def _digest_of(store: Any, reference: str) -> str:

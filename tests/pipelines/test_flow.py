@@ -259,6 +259,25 @@ async def _served(spec: ProcessSpec, client: httpx.Client, lost: str) -> None:
         await child.stop(10.0)
 
 
+@pytest.mark.parametrize("command", ["run", "build"])
+def test_a_file_that_contradicts_itself_is_refused_before_a_run_starts(
+    place: Place, make_tiny: Any, make_gguf: Any, command: str
+) -> None:
+    before = len(place.read("flow_runs"))
+    for data, said in (
+        (make_tiny(**{"llama.block_count": (1 << 31) - 1}), "block_count' is 2147483647"),
+        (make_tiny(**{"llama.context_length": 0}), "context_length' is 0"),
+        (make_gguf({"general.architecture": "llama"}, {}), "no tensors"),
+    ):
+        (place.home.root / "hostile.gguf").write_bytes(data)
+        done = place.flexinfer(command, "./hostile.gguf")
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.startswith("error[gguf]: 'hostile.gguf'"), done.stderr
+        assert said in done.stderr
+    assert len(place.read("flow_runs")) == before
+    assert not list(place.home.models.glob("hostile*"))
+
+
 def test_run_with_what_cannot_be_built_writes_no_model(place: Place) -> None:
     for source in ("what is this", "./no-such.gguf"):
         done = place.flexinfer("run", source)

@@ -5,7 +5,7 @@ A file is taken for what its bytes are. Its name says what the bytes must be:
 1. the path must be safe;
 2. code is refused under every name that a loader imports or runs;
 3. content and name must agree; pickles, archives and programs are refused under every name;
-4. weights: the header is read with bounds;
+4. weights: the header is read with bounds, and must agree with itself;
 5. JSON: decoded with bounds, no remote code;
 6. chat templates, wherever they are: checked, then rendered;
 7. text: hidden characters are pointed out.
@@ -28,6 +28,7 @@ from typing import Any, BinaryIO
 from flexinfer.errors import InvalidInput, NotFound, Unavailable
 from flexinfer.formats import gguf, json_rules, safetensors, template
 from flexinfer.formats.cursor import shown
+from flexinfer.formats.gguf_rules import check_model
 from flexinfer.formats.inspection import CheckedTemplate, Inspection, Warned
 from flexinfer.formats.names import ALLOWED, Rule, rule_for
 from flexinfer.formats.paths import check_collisions, check_path
@@ -152,6 +153,7 @@ def _checked_kind(stream: BinaryIO, size: int, name: str, rule: Rule) -> Kind:
 
 def _inspect_gguf(stream: BinaryIO, size: int, name: str, rendered: dict[str, str]) -> Inspection:
     header = gguf.read_header(stream, size, name=name)
+    check_model(header, name)
     templates: list[CheckedTemplate] = []
     warnings: list[Warned] = []
     for key, source in header.chat_templates:

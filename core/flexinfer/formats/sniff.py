@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickletools
 import re
+import warnings
 import zlib
 from enum import StrEnum
 
@@ -129,13 +130,15 @@ def _is_pickle(head: bytes, *, whole: bool) -> bool:
     seen: set[str] = set()
     count = 0
     try:
-        for opcode, _, _ in pickletools.genops(io.BytesIO(head)):
-            seen.add(opcode.name)
-            count += 1
-            if opcode.name == "STOP":
-                return count > 2 and bool(seen & _ACTIVE_OR_CONTAINER)
-            if count == _MAX_OPCODES:
-                return bool(seen & _ACTIVE_OR_CONTAINER)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about escapes in what need not be text
+            for opcode, _, _ in pickletools.genops(io.BytesIO(head)):
+                seen.add(opcode.name)
+                count += 1
+                if opcode.name == "STOP":
+                    return count > 2 and bool(seen & _ACTIVE_OR_CONTAINER)
+                if count == _MAX_OPCODES:
+                    return bool(seen & _ACTIVE_OR_CONTAINER)
     except ValueError:  # from here on these are no opcodes
         return not whole and count > 8 and bool(seen & _ACTIVE)
     return False

@@ -152,3 +152,7 @@ def test_any_bytes_have_a_kind(raw: bytes, more: int) -> None:
 def test_whatever_is_pickled_with_something_to_run_is_seen(value: Any, protocol: int) -> None:
     raw = pickle.dumps([Bomb(Path("/nonexistent/x")), value], protocol=protocol)
     assert kind(raw) is Kind.PICKLE
+
+
+def test_a_strange_escape_in_what_is_no_pickle_raises_no_warning() -> None:
+    assert sniff(b"c\\\x00\n", 4) is not Kind.PICKLE
