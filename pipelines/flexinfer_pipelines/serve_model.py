@@ -89,7 +89,9 @@ def write_model(source: str, name: str, home: Home, settings: Settings) -> Serve
         "spec": {"source": text, "backend": "llamacpp", "gpu": {"vendor": "cpu"}},
     }
     words = (
-        "# Made by `flexinfer run`. Edit it while `flexinfer up` runs; delete it to stop serving.\n"
+        f"# Made by `flexinfer run` of {' '.join(text.split())}\n"
+        "# To undo, delete this file: the model is no longer served, its artifact stays in the store.\n"
+        "# Edit it while `flexinfer up` runs: a change acts within a second. Every field: docs/model.md\n"
     )
     replace_file(path, (words + yaml.safe_dump(tree, sort_keys=False)).encode())
     return Served(name=name, path=str(path), is_new=True)

@@ -142,3 +142,10 @@ def test_a_model_that_is_never_listed_is_said_so(
         with pytest.raises(Unavailable, match="'other'") as caught:
             show_or_become_up(Served(name="other", path="x", is_new=True), home, Settings())
     assert caught.value.code == "model_not_listed"
+
+
+def test_the_model_file_says_what_made_it_and_how_to_undo_it(tmp_path: Path, home: Home) -> None:
+    found = write_model(f"{tmp_path}/mine.gguf", "", home, Settings())
+    first, second, *_ = Path(found.path).read_text("utf-8").splitlines()
+    assert first == f"# Made by `flexinfer run` of file://{tmp_path}/mine.gguf"
+    assert second.startswith("# To undo, delete this file")

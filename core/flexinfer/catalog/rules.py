@@ -57,6 +57,35 @@ def advice(document: Document[CatalogEntry]) -> Iterator[Problem]:
         )
 
 
+def unknown_licences(
+    document: Document[CatalogEntry], is_listed: Callable[[str], bool]
+) -> Iterator[Problem]:
+    """Yield a licence expression that is well formed and names what SPDX does not list. *is_listed* knows its list."""
+    expression = document.value.spec.license.expression
+    if expression not in spdx.ALONE and not is_listed(expression):
+        yield document.problem(
+            ("spec", "license", "expression"),
+            f"licence {expression!r}: SPDX lists no such identifier; "
+            "a licence of your own begins with LicenseRef-" + spdx.near_miss(expression),
+        )
+
+
+def unknown_types(
+    document: Document[CatalogEntry], types: Callable[[str], tuple[str, ...]]
+) -> Iterator[Problem]:
+    """Yield what a quantizer cannot make. *types* gives what the one of that name can; nothing: not known."""
+    for index, variant in enumerate(document.value.spec.variants):
+        known = types(variant.quantize.format)
+        found = variant.quantize.type
+        if known and found not in known:
+            what = f"no type {found!r}" if found else "a type is missing"
+            message = f"{what}: {variant.quantize.format} makes {', '.join(known)}"
+            key = ("type",) if found else ()
+            yield document.problem(
+                ("spec", "variants", index, "quantize", *key), message + nearest(found, known)
+            )
+
+
 def unknown_plugins(
     document: Document[CatalogEntry], names: Callable[[str], tuple[str, ...]]
 ) -> Iterator[Problem]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from flexinfer.spelling import nearest
 
 MAX_LENGTH = 500
+ALONE = ("NONE", "NOASSERTION")
 
 _TOKEN = re.compile(r"\s*(?:([()])|([^\s()]+))")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*\+?")
@@ -30,15 +31,20 @@ def problem(expression: str) -> str | None:
     if len(expression) > MAX_LENGTH:
         return f"expected a licence expression of at most {MAX_LENGTH} characters"
     tokens = [bracket or word for bracket, word in _TOKEN.findall(expression)]
-    if tokens in (["NONE"], ["NOASSERTION"]):
+    if expression.strip() in ALONE:
         return None
     wrong = _check(tokens)
     if wrong is None:
         return None
-    close = nearest(expression, _FREQUENT)
     return (
-        f"licence {expression!r}: expected an SPDX expression, such as Apache-2.0: {wrong}{close}"
+        f"licence {expression!r}: expected an SPDX expression, such as Apache-2.0: {wrong}"
+        f"{near_miss(expression)}"
     )
+
+
+def near_miss(expression: str) -> str:
+    """Return a question for the frequent licence that is meant; empty: none is near."""
+    return nearest(expression, _FREQUENT)
 
 
 def _check(tokens: Sequence[str]) -> str | None:

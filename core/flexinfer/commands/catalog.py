@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ import typer
 from flexinfer import plugins
 from flexinfer.catalog import Catalog, LoadedEntry, rules, search_paths
 from flexinfer.console import group, print_json, print_table
-from flexinfer.errors import InvalidInput
+from flexinfer.errors import InvalidInput, PluginNotInstalled, UnknownPlugin
 from flexinfer.places import Home
 from flexinfer.settings import Settings, load, setting_files
 
@@ -87,6 +88,8 @@ def _problems(catalog: Catalog) -> Iterator[str]:
     for loaded in _all(catalog):
         for problem in rules.unknown_plugins(loaded.document, plugins.names):
             yield problem.at(str(loaded.file))
+        for problem in rules.unknown_types(loaded.document, _types):
+            yield problem.at(str(loaded.file))
 
 
 def _warnings(catalog: Catalog) -> Iterator[str]:
@@ -97,9 +100,33 @@ def _warnings(catalog: Catalog) -> Iterator[str]:
         )
         yield place.at(str(one.loaded.file))
     for loaded in _all(catalog):
-        for problem in rules.advice(loaded.document):
+        unlisted = rules.unknown_licences(loaded.document, _is_listed)
+        for problem in (*rules.advice(loaded.document), *unlisted):
             mark = problem.mark
             yield f"{loaded.file}:{mark.line}:{mark.column}: warning: {problem.message}"
+
+
+def _types(quantizer: str) -> tuple[str, ...]:
+    """Return what the quantizer plug-in makes; nothing for one that is not installed or does not say."""
+    try:
+        found = plugins.load("flexinfer.quantizers", quantizer)
+    except (PluginNotInstalled, UnknownPlugin):
+        return ()
+    return tuple(str(one) for one in getattr(found, "types", ()))
+
+
+def _is_listed(expression: str) -> bool:
+    """Say whether SPDX lists all that *expression* names; yes where the list, part of `packaging`, is absent."""
+    try:
+        from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
+    except ModuleNotFoundError:
+        return True
+    try:
+        # It does not know references into another document.
+        canonicalize_license_expression(re.sub(r"DocumentRef-[A-Za-z0-9.-]+:", "", expression))
+    except InvalidLicenseExpression:
+        return False
+    return True
 
 
 def _all(catalog: Catalog) -> Iterator[LoadedEntry]:

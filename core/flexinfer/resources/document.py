@@ -38,6 +38,18 @@ _EXPECTED = {
     "model_type": "a mapping",
     "model_attributes_type": "a mapping",
 }
+# What is said of a limit, and where its number is.
+_BOUNDS = {
+    "too_short": ("at least", "min_length"),
+    "too_long": ("at most", "max_length"),
+    "string_too_short": ("at least", "min_length"),
+    "string_too_long": ("at most", "max_length"),
+    "greater_than_equal": ("at least", "ge"),
+    "greater_than": ("more than", "gt"),
+    "less_than_equal": ("at most", "le"),
+    "less_than": ("less than", "lt"),
+}
+_NOUNS = {"variants": ("variant", "variants"), "aliases": ("alias", "aliases")}
 
 
 class DocumentInvalid(InvalidInput):
@@ -146,6 +158,12 @@ def _problem(kind: type[Part], root: Node, detail: ErrorDetails) -> Problem:
             meaning = patterns.MEANINGS.get(pattern, f"text that matches {pattern}")
             message = f"expected {meaning}, found {_described(detail['input'])}"
             return Problem(_value_mark(root, loc), message)
+        case name if name in _BOUNDS:
+            bound, key = _BOUNDS[name]
+            message = f"expected {bound} {_counted(name, loc, detail['ctx'][key])}"
+            return Problem(
+                _value_mark(root, loc), f"{message}, found {_amount(name, detail['input'])}"
+            )
         case name if name in _EXPECTED:
             message = f"expected {_EXPECTED[name]}, found {_described(detail['input'])}"
             if name == "string_type" and isinstance(detail["input"], (bool, int, float)):
@@ -155,6 +173,23 @@ def _problem(kind: type[Part], root: Node, detail: ErrorDetails) -> Problem:
             said = detail["msg"][:1].lower() + detail["msg"][1:]
             message = f"{said}, found {_described(detail['input'])}"
             return Problem(_value_mark(root, loc), message)
+
+
+def _counted(name: str, loc: Path, limit: float) -> str:
+    """Return *limit* with the noun of what it counts: `1 variant`, `64 aliases`."""
+    if name.startswith("string"):
+        return f"{limit} character{'s' * (limit != 1)}"
+    if not name.startswith("too"):
+        return f"{limit:g}"
+    nouns = _NOUNS.get(str(loc[-1]) if loc else "", ("item", "items"))
+    return f"{limit} {nouns[limit != 1]}"
+
+
+def _amount(name: str, found: object) -> str:
+    """Return how many there are where it is the number that is wrong, else the value."""
+    if name.startswith("too") and isinstance(found, (list, tuple, dict)):
+        return str(len(found) or "none")
+    return _described(found)
 
 
 def _value_mark(root: Node, loc: Path) -> Mark:

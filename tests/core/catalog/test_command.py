@@ -126,3 +126,24 @@ def test_the_list_fits_into_eighty_columns_and_wide_shows_the_rest(write: Write)
     head, *rows = _run("list", "--wide").stdout.splitlines()
     assert head.split() == ["entry", "variants", "licence", "source", "file"]
     assert rows[0].endswith("m.yaml")
+
+
+def test_lint_asks_the_quantizer_and_spdx_s_list(write: Write) -> None:
+    entry = write("m.yaml")
+    text = entry.read_text()
+    entry.write_text(text.replace("Q8_0", "Q8_1").replace("expression: MIT", "expression: llama-3"))
+    result = _run("lint", entry)
+    assert result.exit_code == 2
+    assert "no type 'Q8_1': gguf makes Q8_0, " in result.stdout
+    assert "warning: licence 'llama-3': SPDX lists no such identifier" in result.stdout
+    entry.write_text(
+        text.replace("expression: MIT", "expression: DocumentRef-a:LicenseRef-llama-3")
+    )
+    assert _run("lint", entry).stdout == "ok: 1 entry, 2 variants\n"
+
+
+def test_an_entry_without_variants_is_told_so_in_our_words(write: Write) -> None:
+    entry = write("m.yaml")
+    head = entry.read_text().split("  variants:")[0]
+    entry.write_text(f"{head}  variants: []\n")
+    assert "expected at least 1 variant, found none" in _run("lint", entry).stdout

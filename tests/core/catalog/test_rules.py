@@ -169,3 +169,34 @@ def test_what_is_no_schedule_is_refused(schedule: str) -> None:
 def test_any_text_is_judged(text: str) -> None:
     for said in (cron.problem(text), spdx.problem(text)):
         assert said is None or "expected" in said or "cannot be" in said
+
+
+@pytest.mark.parametrize(
+    ("quantize", "found"),
+    [
+        ("format: gguf, type: Q8_0", []),
+        (
+            "format: gguf, type: Q8_1",
+            ["9:51: no type 'Q8_1': gguf makes Q8_0, Q4_0; did you mean 'Q8_0'?"],
+        ),
+        ("format: gguf", ["9:30: a type is missing: gguf makes Q8_0, Q4_0"]),
+        ("format: awq, type: any", []),
+        ("format: none", []),
+    ],
+)
+def test_a_type_that_the_quantizer_does_not_make_is_named(quantize: str, found: list[str]) -> None:
+    document = _document("format: gguf, type: Q8_0", quantize)
+    makes = {"gguf": ("Q8_0", "Q4_0")}
+    problems = rules.unknown_types(document, lambda name: makes.get(name, ()))
+    assert [problem.at("e.yaml") for problem in problems] == [f"e.yaml:{one}" for one in found]
+
+
+def test_a_licence_that_spdx_does_not_list_is_named_and_noassertion_is_not() -> None:
+    def listed(expression: str) -> bool:
+        return expression == "MIT"
+
+    assert list(rules.unknown_licences(_document(), listed)) == []
+    assert list(rules.unknown_licences(_document("MIT", "NOASSERTION"), listed)) == []
+    (problem,) = rules.unknown_licences(_document("MIT", "Apache-2"), listed)
+    assert "'Apache-2': SPDX lists no such identifier" in problem.message
+    assert problem.message.endswith("did you mean 'Apache-2.0'?")

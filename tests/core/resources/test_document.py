@@ -76,7 +76,7 @@ def test_what_is_absent_has_its_default() -> None:
         ("idleTimeout: 5m", "idleTimeout: soon", "10:76: duration 'soon': expected a form such as 90s, 5m or 1h30m"),
         ("50Gi", "50Gx", "12:34: size '50Gx': expected a form such as 50Gi, 64MiB or 10GB"),
         ("swapCooldown: 5m", "swapCooldown: [5]", "9:92: expected a number, found a list"),
-        ("minSameTop: 0.90", "minSameTop: 1.5", "14:47: input should be less than or equal to 1, found 1.5"),
+        ("minSameTop: 0.90", "minSameTop: 1.5", "14:47: expected at most 1, found 1.5"),
         ("minSameTop: 0.90", "minSameTop: .nan", "14:47: expected a finite number, found .nan"),
         ("{name: smollm2-135m-instruct}", "{name: Smol}",
          "3:18: expected lower-case letters and digits, with single '.' and any '-' between them, found 'Smol'"),
