@@ -20,12 +20,12 @@ from flexinfer.errors import (
     IntegrityError,
     NotFound,
 )
-from flexinfer.fleet import FleetModel, FleetReplica
+from flexinfer.fleet import FleetReplica
 from flexinfer.log import get_logger
 from flexinfer_serving import steering
-from flexinfer_serving.client import LINGER_S, Client, ClientGone, Headers
+from flexinfer_serving.account import STREAM_HEADERS, Account
+from flexinfer_serving.client import LINGER_S, Client, ClientGone
 from flexinfer_serving.dispatch import Admission, Ticket
-from flexinfer_serving.explain import opaque
 from flexinfer_serving.forward import Head, Reply, UpstreamFault
 from flexinfer_serving.openai import errors, sse
 from flexinfer_serving.openai.request import read
@@ -55,21 +55,8 @@ class Exchange:
         self._router = router
         self._endpoint = endpoint
         self._client = client
-        self._clock = router.clock
-        self._started_s = self._clock.now_s()
-        self._record = router.decisions.open(
-            request_id=client.scope["state"]["request_id"],
-            route=str(endpoint),
-            now_s=self._started_s,
-            unix_s=self._clock.unix_s(),
-        )
-        self._model = "other"
-        self._phase = "body"
+        self._account = Account(router, endpoint, client.scope["state"]["request_id"])
         self._is_stream = False
-        self._has_first_byte = False
-        self._held_s = 0.0
-        self._sent_s = 0.0
-        self._dropped: tuple[str, ...] = ()
         self._body = b""
         self._cut: Cut = ""
         self._work: asyncio.Task[None] | None = None
@@ -87,19 +74,16 @@ class Exchange:
             code = "ok"
         except ClientGone:
             code = "client_gone"
-            self._router.metrics.add(
-                "flexinfer_disconnects_total", model=self._model, phase=self._phase
-            )
+            self._account.left()
         except FlexInferError as error:
             code = error.code
             await self._fail(error)
         except Exception:
-            log.exception("request_crashed", request_id=self._record.request_id)
+            log.exception("request_crashed", request_id=self._account.record.request_id)
             await self._fail(FlexInferError("internal error; the router's log has it"))
         finally:
             self._router.active.discard(self)
-            self._record.note("ended", now_s=self._clock.now_s(), code=code)
-            self._count(code)
+            self._account.ended(code)
 
     def stop(self) -> None:
         """The router ends: so does this request, with an error that says so."""
@@ -111,12 +95,13 @@ class Exchange:
         """Do the work, unless something cuts it."""
         loop = asyncio.get_running_loop()
         patience_s = steering.patience_s(self._client)
-        self._work = loop.create_task(self._serve(self._started_s + patience_s))
+        deadline_s = self._account.started_s + patience_s
+        self._work = loop.create_task(self._serve(deadline_s))
         watch = loop.create_task(self._client.gone())
         watch.add_done_callback(lambda _: self._cut_off("client"))
         timer = None
         if math.isfinite(patience_s):
-            left_s = self._started_s + patience_s - self._clock.now_s()
+            left_s = deadline_s - self._router.clock.now_s()
             timer = loop.call_later(max(0.0, left_s), self._cut_off, "deadline")
         try:
             await asyncio.wait({self._work})
@@ -149,9 +134,9 @@ class Exchange:
         request = read(self._endpoint, self._body, limits=self._router.tokens)
         self._body = b""
         self._is_stream = request.is_stream
-        self._dropped = request.dropped
+        self._account.read(is_stream=request.is_stream, dropped=request.dropped)
         model = self._router.dispatcher.find(request.model)
-        self._model = self._record.model = model.name
+        self._account.found(model)
         if str(self._endpoint) not in model.endpoints:
             raise NotFound(
                 f"engine {model.backend!r} does not serve /v1/{self._endpoint} for model {model.name!r}",
@@ -161,15 +146,15 @@ class Exchange:
             model=model.name, context_tokens=model.context_tokens, limits=self._router.tokens
         )
         del request  # it holds the client's bytes; a long wait needs ours only
-        self._record.size_bytes = len(payload)
+        self._account.record.size_bytes = len(payload)
         self._router.retries.arrived()
-        self._phase = "queued"
+        self._account.phase = "queued"
         ticket = self._router.dispatcher.arrive(
             model,
             size_bytes=len(payload),
             route=steering.route(self._client),
             deadline_s=deadline_s,
-            record=self._record,
+            record=self._account.record,
         )
         try:
             await self._forward(ticket, payload)
@@ -178,9 +163,9 @@ class Exchange:
 
     async def _forward(self, ticket: Ticket, payload: bytes) -> None:
         for retry in range(MAX_RETRIES + 1):
-            self._phase = "queued"
+            self._account.phase = "queued"
             admission = await self._admitted(ticket)
-            self._held_s = admission.held_s
+            self._account.admitted(admission.held_s)
             engine = self._router.engine(admission.model)
             reply = await self._attempt(ticket, admission.replica, engine, payload, retry)
             if reply is None:
@@ -199,44 +184,45 @@ class Exchange:
             if ticket.decision.done():
                 return ticket.decision.result()
             if not self._client.has_started:
-                await self._client.start(200, [*_STREAM_HEADERS, *self._about(ticket.model)])
-            await self._client.write(sse.comment(self._progress(ticket.model)))
+                await self._client.start(
+                    200, [*STREAM_HEADERS, *self._account.headers(ticket.model)]
+                )
+            await self._client.write(sse.comment(self._account.progress(ticket.model)))
 
     async def _attempt(
         self, ticket: Ticket, replica: FleetReplica, engine: Engine, payload: bytes, retry: int
     ) -> Reply | None:
         """Return the replica's answer; None if the ticket was given back for another try."""
-        self._phase = "sent"
         head = Head(
             path=engine.path(self._endpoint),
             headers=(
                 (b"content-type", b"application/json"),
                 (b"accept", b"text/event-stream" if self._is_stream else b"application/json"),
                 (b"user-agent", b"flexinfer"),
-                (b"x-request-id", self._record.request_id.encode()),
+                (b"x-request-id", self._account.record.request_id.encode()),
                 *proof(engine, replica),
             ),
         )
         error: FlexInferError
-        self._sent_s = self._clock.now_s()
+        self._account.sent()
         try:
             reply = await self._router.forwarder.send(
                 head, payload, replica, timeout_s=self._router.section.first_byte_timeout_s
             )
         except UpstreamFault as fault:
             cause: str = fault.kind
-            error = fault_error(fault.kind, f"model {self._model!r}: ")
+            error = fault_error(fault.kind, f"model {self._account.model!r}: ")
         else:
             if reply.status != 503:
                 return reply
             await reply.close()
             cause = "unavailable"
-            error = fault_error("connect", f"model {self._model!r}: ")
-        self._record.note("failed", now_s=self._clock.now_s(), replica=replica.id, cause=cause)
+            error = fault_error("connect", f"model {self._account.model!r}: ")
+        self._account.failed(replica, cause)
         # A refused connection has cost the engine nothing; everything else counts against the budget.
         may_retry = cause != "timeout" and retry < MAX_RETRIES
         if may_retry and (cause == "connect" or self._router.retries.take()):
-            self._router.metrics.add("flexinfer_retries_total", model=self._model, cause=cause)
+            self._account.retried(cause)
             ticket.give_back(suspect=True, replica=replica)
             return None
         ticket.suspect(replica)
@@ -247,29 +233,29 @@ class Exchange:
     async def _answer(
         self, ticket: Ticket, admission: Admission, engine: Engine, reply: Reply
     ) -> None:
-        self._phase = "answering"
+        self._account.phase = "answering"
         if reply.status >= 400:
             raise await read_refusal(engine, reply, self._endpoint, idle_s=self._idle_s)
         check_kind(reply, is_stream=self._is_stream)
-        about = self._about(admission.model, admission.replica)
         heard = partial(ticket.heard, admission.replica)
         if not self._is_stream:
-            await self._whole(reply, about, heard)
+            await self._whole(reply, admission, heard)
         elif self._client.has_started:
-            values = " ".join(
-                f"{str(name, 'latin-1').removeprefix('x-flexinfer-')}={str(value, 'latin-1')}"
-                for name, value in about
-                if name.startswith(b"x-flexinfer-")
+            await self._client.write(
+                sse.comment(self._account.comment(admission.model, admission.replica))
             )
-            await self._client.write(sse.comment(f"flexinfer {values}"))
             await self._stream(reply, heard)
         else:
-            await self._client.start(200, [*_STREAM_HEADERS, *about])
+            about = self._account.headers(admission.model, admission.replica)
+            await self._client.start(200, [*STREAM_HEADERS, *about])
             await self._stream(reply, heard)
 
-    async def _whole(self, reply: Reply, about: Headers, heard: Callable[[float], None]) -> None:
+    async def _whole(
+        self, reply: Reply, admission: Admission, heard: Callable[[float], None]
+    ) -> None:
+        about = self._account.headers(admission.model, admission.replica)
         body = await read_json(reply, idle_s=self._idle_s)
-        self._first_byte(heard)
+        self._account.first_byte(heard)
         framing = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
@@ -285,11 +271,11 @@ class Exchange:
                 break
             events = framer.feed(data)
             if events:
-                self._first_byte(heard)
+                self._account.first_byte(heard)
                 await self._client.write(events)
         if not framer.is_done and not framer.has_failed:
             raise IntegrityError(
-                f"model {self._model!r}: the stream ended without its end mark",
+                f"model {self._account.model!r}: the stream ended without its end mark",
                 code="upstream_incomplete",
             )
         await self._client.end(framer.rest())
@@ -305,74 +291,15 @@ class Exchange:
             async with asyncio.timeout(_FAREWELL_S):
                 if not self._client.has_started:
                     await self._client.answer(
-                        answer.status, [*answer.headers(), *self._about(None)], answer.body()
+                        answer.status,
+                        [*answer.headers(), *self._account.headers(None)],
+                        answer.body(),
                     )
                 elif self._is_stream:
-                    self._router.metrics.add(
-                        "flexinfer_stream_errors_total", model=self._model, code=answer.code
-                    )
+                    self._account.broke_off(answer.code)
                     await self._client.write(sse.error_event(answer))
                     await self._client.end()
                 else:
                     self._client.abort()
         except (TimeoutError, ClientGone):
             self._client.abort()
-
-    # Telling ----------------------------------------------------------------------------------------------
-
-    def _about(self, model: FleetModel | None, replica: FleetReplica | None = None) -> Headers:
-        found: Headers = []
-        if model is not None:
-            found.append((b"x-flexinfer-model", model.name.encode("ascii", "replace")))
-        if replica is not None:
-            found.append((b"x-flexinfer-replica", opaque(replica.id).encode()))
-            found.append((b"x-flexinfer-cold-start", f"{self._held_s:.3f}".encode()))
-            total_ms = 1000 * (self._clock.now_s() - self._started_s)
-            held_ms = 1000 * self._held_s
-            timing = f"held;dur={held_ms:.1f}, engine;dur={max(0.0, total_ms - held_ms):.1f}"
-            found.append((b"server-timing", timing.encode()))
-        if self._record.steps:
-            found.append((b"x-flexinfer-explain", self._record.id.encode()))
-        if self._dropped:
-            found.append((b"x-flexinfer-dropped", ",".join(self._dropped).encode()))
-        return found
-
-    def _progress(self, model: FleetModel) -> str:
-        waited_s = self._clock.now_s() - self._started_s
-        substage = next((r.substage for r in model.replicas if r.phase == "loading"), "")
-        if any(r.phase == "ready" for r in model.replicas):
-            return f"flexinfer queued {waited_s:.1f}s"
-        return f"flexinfer loading {substage or model.phase} {waited_s:.1f}s"
-
-    def _first_byte(self, heard: Callable[[float], None]) -> None:
-        if not self._has_first_byte:
-            self._has_first_byte = True
-            heard(self._clock.now_s() - self._sent_s)
-            self._phase = "streaming" if self._is_stream else "answering"
-            self._router.metrics.observe(
-                "flexinfer_first_byte_seconds",
-                self._clock.now_s() - self._started_s,
-                model=self._model,
-                route=str(self._endpoint),
-            )
-
-    def _count(self, code: str) -> None:
-        metrics, route = self._router.metrics, str(self._endpoint)
-        seconds = self._clock.now_s() - self._started_s
-        metrics.add("flexinfer_requests_total", model=self._model, route=route, code=code)
-        metrics.observe("flexinfer_request_seconds", seconds, model=self._model, route=route)
-        log.debug(
-            "request_ended",
-            request_id=self._record.request_id,
-            model=self._model,
-            route=route,
-            code=code,
-            seconds=round(seconds, 4),
-        )
-
-
-_STREAM_HEADERS: Headers = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-]
