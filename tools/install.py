@@ -241,33 +241,51 @@ def count_packages(lock):
 def show(command, total):
     """Run pip and show one line that counts; keep the rest for when it fails."""
     terminal = sys.stdout.isatty()
-    lines, seen, said = [], 0, 0.0
+    lines, seen = [], 0
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert process.stdout is not None
     for raw in process.stdout:
         line = raw.decode("utf-8", "replace").rstrip()
         lines = lines[-200:] + [line]
-        if line.startswith(("Collecting ", "Requirement already satisfied: ")):
-            seen += 1
-            text = "installing %d of at most %d: %s" % (
-                seen,
-                total,
-                line.split(": ")[-1].split()[-1 if ":" in line else 1],
+        seen += package_of(line) != ""
+        text = progress_of(line, seen, total)
+        if text and terminal:
+            print(
+                "\r\033[K" + clipped(text, shutil.get_terminal_size().columns), end="", flush=True
             )
-        elif line.startswith("Installing collected packages"):
-            text = "unpacking %d packages" % line.count(",")
-        else:
-            continue
-        if terminal:
-            print("\r\033[K" + text[:100], end="", flush=True)
-        elif time.time() - said > 3:
-            print(text[:100], flush=True)
-            said = time.time()
+        # In a log ten lines are enough: at the first package, and at each tenth of them.
+        elif text and (
+            not package_of(line) or seen % max(1, total // 10) == 1 % max(1, total // 10)
+        ):
+            print(text, flush=True)
     if terminal:
         print("\r\033[K", end="", flush=True)
     if process.wait() != 0:
         print("\n".join(lines[-40:]), file=sys.stderr)
         raise subprocess.CalledProcessError(process.returncode, command)
+
+
+def package_of(line):
+    """Return the requirement that a line of pip begins with: `httpx==0.28.1`; empty for other lines."""
+    for start in ("Collecting ", "Requirement already satisfied: "):
+        if line.startswith(start):
+            return (line[len(start) :].split() or [""])[0]
+    return ""
+
+
+def progress_of(line, seen, total):
+    """Return what to show for a line of pip; empty: nothing."""
+    if package_of(line):
+        return "installing: %d of up to %d, %s" % (seen, total, package_of(line))
+    if line.startswith("Installing collected packages: "):
+        return "unpacking %d packages; this takes a minute" % (line.count(",") + 1)
+    return ""
+
+
+def clipped(text, columns):
+    """Return *text* so short that the terminal does not go on in a second line, which could not be wiped."""
+    room = max(columns - 1, 10)
+    return text if len(text) <= room else text[: room - 3] + "..."
 
 
 def read(path):

@@ -29,7 +29,7 @@ from flexinfer.settings import Settings
 from flexinfer.toolenv import ToolEnvironment
 from flexinfer.up import starter
 from flexinfer.up.services import FETCHES, Service, command, restart_delay_s, services
-from flexinfer.up.terminal import Follower, Terminal
+from flexinfer.up.terminal import Follower, Terminal, installing
 
 TOOLS = ("llamacpp", "gguf")
 ROUTER_START_S = 60.0
@@ -148,9 +148,10 @@ class Session:
             last = [0.0]
 
             def progress(line: str, name: str = name, last: list[float] = last) -> None:
-                if line.startswith(("Collecting", "Installing")) and time.monotonic() - last[0] > 1:
+                said = installing(line)
+                if said and time.monotonic() - last[0] > 1:
                     last[0] = time.monotonic()
-                    self.terminal.say(f"tools {name}: {line[:100]}")
+                    self.terminal.say(f"tools {name}: {said}")
 
             await environment.ensure_async(self.home, on_line=progress)
 

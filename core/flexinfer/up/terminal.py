@@ -33,6 +33,20 @@ def render(name: str, line: str) -> str | None:
     return _clean(f"{name}: {event.get('event', '')}{_fields(event)}{_cause(event)}")
 
 
+def installing(line: str) -> str:
+    """Return what a person sees of a line of pip's: what is fetched and how much it is; empty: nothing."""
+    match line.split():
+        case ["Collecting", what, *_]:
+            return f"looking for {what}"
+        case ["Downloading", file, *size]:
+            name, _, rest = file.rpartition("/")[2].partition("-")
+            return " ".join(("fetching", name, rest.partition("-")[0], *size))
+        case ["Installing", "collected", "packages:", *names]:
+            return f"unpacking {', '.join(name.rstrip(',') for name in names[:8])}"
+        case _:
+            return ""
+
+
 def _fields(event: dict[str, Any]) -> str:
     shown = [f"{k}={v}" for k, v in event.items() if k not in _HIDDEN_FIELDS]
     return f" ({', '.join(shown)})" if shown else ""

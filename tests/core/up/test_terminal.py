@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from flexinfer.up.terminal import render
+from flexinfer.up.terminal import installing, render
 
 
 def line(**fields: object) -> str:
@@ -46,3 +46,18 @@ def test_a_long_line_is_cut() -> None:
     shown = render("serve", line(human="x" * 10_000))
     assert shown is not None
     assert len(shown) == 400
+
+
+def test_what_pip_does_is_said_in_whole_words() -> None:
+    said = [
+        installing("Collecting numpy==2.2.6 (from -r /a/b/requirements/tools/gguf.txt (line 3))"),
+        installing("  Downloading numpy-2.2.6-cp311-cp311-manylinux_2_17_x86_64.whl (16.8 MB)"),
+        installing("Installing collected packages: numpy, gguf"),
+        installing("Successfully installed numpy-2.2.6"),
+    ]
+    assert said == [
+        "looking for numpy==2.2.6",
+        "fetching numpy 2.2.6 (16.8 MB)",
+        "unpacking numpy, gguf",
+        "",
+    ]
