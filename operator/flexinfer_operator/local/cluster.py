@@ -144,6 +144,7 @@ class LocalCluster:
                 grace_s=self._section.stop_grace_s,
             ):
                 self._pool.adopt(found, listener=self)
+                self._shelf.note_start(found.model, found.record.name)
             await self._routers.start()
         except BaseException:
             await self.close()

@@ -1,22 +1,47 @@
 """The ledger as the event loop sees it: what is known is in memory, what is written waits for one thread.
 
-Writes of one Model's state replace one another while they wait, so the queue is as long as there are Models.
+Writes of one Model's state replace one another while they wait, so the queue is as long as there are Models; of
+starts the newest MAX_STARTS wait. A database that cannot be opened or written (locked, a full disk) stops nothing:
+it is said once, what is in memory holds, and the writing is tried again with growing pauses.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypeVar, TypeVarTuple
 
 from flexinfer.clock import Clock
+from flexinfer.errors import ResourceExhausted
+from flexinfer.log import get_logger
 from flexinfer.resources.model import Condition
 from flexinfer_operator.local.ledger import ColdStartRecord, KnownModel, Ledger, machine_name
 from flexinfer_operator.plan.status import instant
 from flexinfer_operator.plan.view import ColdStarts
+
+log = get_logger(__name__)
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+MAX_STARTS = 256
+# Between two tries to write.
+_FIRST_PAUSE_S = 0.5
+_LONGEST_PAUSE_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Start:
+    """Something measured of a start that is not written yet."""
+
+    digest: str
+    write: Callable[[Ledger], ColdStarts]
+    then: Callable[[str], None]
 
 
 class Desk:
@@ -30,27 +55,31 @@ class Desk:
         self._models: dict[str, KnownModel] = {}
         self._estimates: dict[str, ColdStarts] = {}
         self._waiting: dict[str, KnownModel | None] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._starts: deque[_Start] = deque(maxlen=MAX_STARTS)
+        self._writer: asyncio.Task[None] | None = None
+        self._closing = asyncio.Event()
+        self._is_in_trouble = False
 
     async def open(self) -> None:
-        """Read what is remembered. Raises as `Ledger`."""
-        loop = asyncio.get_running_loop()
-        ledger = await loop.run_in_executor(
-            self._thread, lambda: Ledger(self._path, machine=machine_name())
-        )
-        self._ledger = ledger
-        self._models = await loop.run_in_executor(self._thread, ledger.models)
-        self._estimates = await loop.run_in_executor(self._thread, ledger.estimates)
+        """Read what is remembered; where that is impossible now, begin without it."""
+        try:
+            self._models, self._estimates = await self._read()
+        except ResourceExhausted as error:
+            self._complain(error)
+            self._write()
 
     async def close(self) -> None:
-        """Write what waits, and close the database."""
-        while self._tasks:
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+        """Write what waits, or give it up, and close the database. Bounded by two tries."""
+        self._closing.set()
+        if self._writer is not None:
+            await asyncio.gather(self._writer, return_exceptions=True)
         if self._ledger is not None:
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._thread, self._ledger.close)
+            await self._in_thread(self._ledger.close)
             self._ledger = None
         self._thread.shutdown(wait=True)
+
+    def names(self) -> frozenset[str]:
+        return frozenset(self._models)
 
     def known(self, name: str) -> KnownModel | None:
         return self._models.get(name)
@@ -61,11 +90,13 @@ class Desk:
 
     def save(self, name: str, known: KnownModel) -> None:
         self._models[name] = known
-        self._write(name, known)
+        self._waiting[name] = known
+        self._write()
 
     def forget(self, name: str) -> None:
         self._models.pop(name, None)
-        self._write(name, None)
+        self._waiting[name] = None
+        self._write()
 
     def stopped(self, name: str) -> None:
         """Let the status say that nothing runs: the operator has ended its engines."""
@@ -97,47 +128,92 @@ class Desk:
 
     def add(self, start: ColdStartRecord, *, then: Callable[[str], None]) -> None:
         """Remember one start; *then* is told its digest when the estimate is new."""
-        self._run(self._measured(start.digest, lambda ledger: ledger.add(start), then))
+        self._measure(start.digest, lambda ledger: ledger.add(start), then)
 
     def first_token(
         self, replica: str, digest: str, seconds: float, *, then: Callable[[str], None]
     ) -> None:
         """Add to the start of *replica* what a router measured; *then* is told as in `add`."""
-        self._run(
-            self._measured(
-                digest, lambda ledger: ledger.first_token(replica, digest, seconds), then
-            )
-        )
+        self._measure(digest, lambda ledger: ledger.first_token(replica, digest, seconds), then)
 
-    async def _measured(
-        self,
-        digest: str,
-        write: Callable[[Ledger], ColdStarts],
-        then: Callable[[str], None],
+    def _measure(
+        self, digest: str, write: Callable[[Ledger], ColdStarts], then: Callable[[str], None]
     ) -> None:
-        if self._ledger is not None:
-            loop = asyncio.get_running_loop()
-            estimate = await loop.run_in_executor(self._thread, write, self._ledger)
-            self._estimates[digest] = estimate
-            then(digest)
+        self._starts.append(_Start(digest=digest, write=write, then=then))
+        self._write()
 
-    def _write(self, name: str, known: KnownModel | None) -> None:
-        is_under_way = bool(self._waiting)
-        self._waiting[name] = known
-        if not is_under_way:
-            self._run(self._written())
+    def _write(self) -> None:
+        """Have what waits written, by the one task that writes."""
+        if self._writer is None and not self._closing.is_set():
+            self._writer = asyncio.get_running_loop().create_task(self._written())
 
     async def _written(self) -> None:
-        while self._waiting and self._ledger is not None:
+        pause_s = _FIRST_PAUSE_S
+        try:
+            while self._waiting or self._starts or self._ledger is None:
+                is_last_try = self._closing.is_set()
+                try:
+                    await self._write_all()
+                except ResourceExhausted as error:
+                    self._complain(error)
+                    if is_last_try:
+                        return
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(pause_s):
+                            await self._closing.wait()
+                    pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)
+                else:
+                    pause_s = _FIRST_PAUSE_S
+                    self._recovered()
+        finally:
+            self._writer = None
+
+    async def _write_all(self) -> None:
+        if self._ledger is None:
+            models, estimates = await self._read()
+            # What was seen since is newer.
+            self._models = {**models, **self._models}
+            self._estimates = {**estimates, **self._estimates}
+        assert self._ledger is not None
+        if self._waiting:
             # What comes while these are written waits for the next round.
             batch = dict(self._waiting)
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._thread, self._ledger.save_all, batch)
+            await self._in_thread(self._ledger.save_all, batch)
             for name, known in batch.items():
                 if self._waiting.get(name) is known:
                     del self._waiting[name]
+        if self._starts:
+            start = self._starts[0]
+            self._estimates[start.digest] = await self._in_thread(start.write, self._ledger)
+            if self._starts and self._starts[0] is start:  # else the newest pushed it out
+                self._starts.popleft()
+            start.then(start.digest)
 
-    def _run(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    async def _read(self) -> tuple[dict[str, KnownModel], dict[str, ColdStarts]]:
+        def read() -> tuple[Ledger, dict[str, KnownModel], dict[str, ColdStarts]]:
+            ledger = Ledger(self._path, machine=machine_name())
+            try:
+                return ledger, ledger.models(), ledger.estimates()
+            except BaseException:
+                ledger.close()
+                raise
+
+        self._ledger, models, estimates = await self._in_thread(read)
+        return models, estimates
+
+    async def _in_thread(self, work: Callable[[*Ts], T], *arguments: *Ts) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, work, *arguments)
+
+    def _complain(self, error: ResourceExhausted) -> None:
+        if not self._is_in_trouble:
+            self._is_in_trouble = True
+            human = (
+                f"what is seen of Models is kept in memory until it can be written: {error.message}"
+            )
+            log.error("state_db_unavailable", error=error.message, human=human)
+
+    def _recovered(self) -> None:
+        if self._is_in_trouble:
+            self._is_in_trouble = False
+            log.info("state_db_available", human=f"{self._path} is written again")

@@ -10,8 +10,8 @@ import os
 import platform
 import sqlite3
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,7 +31,8 @@ MAX_KEPT = 200
 MAX_USED = 20
 # Broken databases kept beside the good one.
 MAX_ASIDE = 20
-_BUSY_S = 5.0
+# Another program may hold it for a moment. Who writes tries again anyway.
+_BUSY_S = 1.0
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS models (
     name TEXT PRIMARY KEY, spec_hash TEXT NOT NULL, generation INTEGER NOT NULL,
@@ -115,8 +116,10 @@ def _put_aside(path: Path, why: str) -> None:
 class Ledger:
     """The database at *path*. Blocking; for one thread, save the methods of `read_only`.
 
+    Every method may raise what the making of one does, and has written nothing then.
+
     Raises:
-        ResourceExhausted: code `state_db`: it cannot be made or opened; another program held it for *busy_s*.
+        ResourceExhausted: code `state_db`: the disk refuses, or another program held it for *busy_s*.
     """
 
     def __init__(self, path: Path, *, machine: str, busy_s: float = _BUSY_S) -> None:
@@ -160,66 +163,68 @@ class Ledger:
         self._db.close()
 
     def models(self) -> dict[str, KnownModel]:
-        return _models(self._db)
+        with self._told():
+            return _models(self._db)
 
     def estimates(self) -> dict[str, ColdStarts]:
         """Return what starts take here, by artifact."""
-        digests = self._db.execute(
-            "SELECT DISTINCT digest FROM cold_starts WHERE machine = ?", (self._machine,)
-        ).fetchall()
-        return {digest: self.estimate(digest) for (digest,) in digests}
+        with self._told():
+            digests = self._db.execute(
+                "SELECT DISTINCT digest FROM cold_starts WHERE machine = ?", (self._machine,)
+            ).fetchall()
+            return {digest: self.estimate(digest) for (digest,) in digests}
 
     def save_all(self, models: Mapping[str, KnownModel | None]) -> None:
-        """Remember Models, whole; None: forget it."""
+        """Remember Models, whole; None: forget it. All of them or none."""
         gone = [(name,) for name, known in models.items() if known is None]
         rows = [_row(name, known) for name, known in models.items() if known is not None]
-        if gone:
-            self._write("DELETE FROM models WHERE name = ?", gone)
-        if not rows:
-            return
-        self._write(
-            "INSERT INTO models (name, spec_hash, generation, created_unix_s, starts, status)"
-            " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET"
-            " spec_hash=excluded.spec_hash, generation=excluded.generation,"
-            " created_unix_s=excluded.created_unix_s, starts=excluded.starts,"
-            " status=excluded.status",
-            rows,
-        )
+        with self._told(), self._db:
+            self._db.executemany("DELETE FROM models WHERE name = ?", gone)
+            self._db.executemany(
+                "INSERT INTO models (name, spec_hash, generation, created_unix_s, starts, status)"
+                " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET"
+                " spec_hash=excluded.spec_hash, generation=excluded.generation,"
+                " created_unix_s=excluded.created_unix_s, starts=excluded.starts,"
+                " status=excluded.status",
+                rows,
+            )
 
     def add(self, start: ColdStartRecord) -> ColdStarts:
         """Remember one start and return what its artifact's starts take now."""
         values = [max(0.0, float(start.phases.get(name, 0.0))) for name in PHASES]
-        self._write(
-            "INSERT INTO cold_starts (digest, machine, replica, at_unix_s, fetch, verify, start, load,"
-            " first_token) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [(start.digest, self._machine, start.replica, start.at_unix_s, *values)],
-        )  # fmt: skip
-        self._write(
-            "DELETE FROM cold_starts WHERE digest = ? AND machine = ? AND id NOT IN (SELECT id FROM"
-            " cold_starts WHERE digest = ? AND machine = ? ORDER BY id DESC LIMIT ?)",
-            [(start.digest, self._machine, start.digest, self._machine, MAX_KEPT)],
-        )
+        with self._told(), self._db:
+            self._db.execute(
+                "INSERT INTO cold_starts (digest, machine, replica, at_unix_s, fetch, verify, start,"
+                " load, first_token) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (start.digest, self._machine, start.replica, start.at_unix_s, *values),
+            )
+            self._db.execute(
+                "DELETE FROM cold_starts WHERE digest = ? AND machine = ? AND id NOT IN (SELECT id"
+                " FROM cold_starts WHERE digest = ? AND machine = ? ORDER BY id DESC LIMIT ?)",
+                (start.digest, self._machine, start.digest, self._machine, MAX_KEPT),
+            )
         return self.estimate(start.digest)
 
     def first_token(self, replica: str, digest: str, seconds: float) -> ColdStarts:
         """Add what a router measured to the newest start of *replica*; return what its artifact's starts take."""
-        self._write(
-            "UPDATE cold_starts SET first_token = ? WHERE id = (SELECT MAX(id) FROM cold_starts"
-            " WHERE replica = ? AND machine = ?)",
-            [(max(0.0, seconds), replica, self._machine)],
-        )
+        with self._told(), self._db:
+            self._db.execute(
+                "UPDATE cold_starts SET first_token = ? WHERE id = (SELECT MAX(id) FROM cold_starts"
+                " WHERE replica = ? AND machine = ?)",
+                (max(0.0, seconds), replica, self._machine),
+            )
         return self.estimate(digest)
 
     def estimate(self, digest: str) -> ColdStarts:
-        return summarize(_starts(self._db, digest, self._machine, MAX_USED))
+        with self._told():
+            return summarize(_starts(self._db, digest, self._machine, MAX_USED))
 
-    def _write(self, statement: str, rows: Iterable[Sequence[object]]) -> None:
+    @contextmanager
+    def _told(self) -> Iterator[None]:
         try:
-            with self._db:
-                self._db.executemany(statement, rows)
+            yield
         except sqlite3.Error as error:
-            # History is not worth stopping anything for: a full disk must not keep a model from serving.
-            log.error("state_db_write_failed", path=str(self._path), error=str(error))
+            raise ResourceExhausted(f"{self._path}: {error}", code="state_db") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

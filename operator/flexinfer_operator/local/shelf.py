@@ -130,6 +130,13 @@ class Shelf:
         known.artifact = binding.artifact
         return known, is_different
 
+    def note_start(self, name: str, replica: str) -> None:
+        """Count the start of an engine that was taken over, should nobody remember it: no other may get its name."""
+        number = replica.rpartition("-")[2]
+        if name in self._known and number.isascii() and number.isdecimal():
+            known = self._known[name]
+            known.starts = max(known.starts, int(number))
+
     def delete(self, name: str) -> None:
         """Mark it: it is forgotten when its last replica is gone."""
         self._known[name].is_deleted = True
