@@ -1,7 +1,8 @@
 # FlexInfer. Needs: make, and a Python of 3.11 to 3.14 with venv. All else is installed into .venv.
 #   make up      everything on this machine                 make check   format, lint, types, imports
 #   make test    the tests that any machine can run         make fmt     format
-#   make bench   the benchmarks                                               make clean   .venv and caches; never models
+#   make test-all  these and the heavy ones                 make bench   the benchmarks
+#   make clean   .venv and caches; never models
 SHELL := /bin/sh
 # The first that runs and is new enough (a shim may be there and not work). `make PYTHON=…` names one.
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \

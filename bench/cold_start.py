@@ -1,6 +1,6 @@
 """What a cold start costs beyond the engine itself, with the real engine and a real model, on this machine.
 
-    python bench/cold_start.py MODEL.gguf [--python TOOL_PYTHON] [--runs 5] [--json]
+    python bench/cold_start.py [MODEL.gguf] [--python TOOL_PYTHON] [--runs 5] [--json]
 
 Each run wakes a Model at zero through the operator's socket, as a router does, and waits until the router is told
 that it is ready; then the same program is started directly, with the same arguments, and asked until it answers. Both
@@ -34,6 +34,7 @@ from flexinfer.places import Home
 from flexinfer.resources.source import parse_source
 from flexinfer.settings import LogSection, Settings
 from flexinfer.store import Store
+from flexinfer.testing import starter
 from flexinfer.toolenv import ToolEnvironment
 from flexinfer_operator.local.cluster import LocalCluster
 from flexinfer_operator.local.machine import usable_cpus
@@ -201,7 +202,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("model", type=Path)
+    parser.add_argument("model", type=Path, nargs="?", help="without one: the starter's source")
     parser.add_argument("--python", type=Path, help="of the engine's tool environment")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--json", action="store_true")
@@ -214,7 +215,7 @@ def main() -> None:
             tool_home = Home.find(os.environ)
             environment = ToolEnvironment.named("llamacpp")
             python = environment.ensure(tool_home, on_line=print).path
-        prepare(home, options.model.resolve())
+        prepare(home, (options.model or starter.gguf()).resolve())
         runs = asyncio.run(measure(home, python, options.runs))
     report(runs, as_json=options.json)
 

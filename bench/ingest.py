@@ -1,6 +1,6 @@
 """How long the store takes for a local file, against `cp` and `sha256sum` of the same file in the same run.
 
-    python bench/ingest.py MODEL.gguf [--rounds 5] [--max-ratio 1.3]
+    python bench/ingest.py [MODEL.gguf] [--rounds 5] [--max-ratio 1.3]
 
 Each round does both, in turn, each into a folder of its own that is removed afterwards; the median counts.
 `cp` does not wait for the disk and the store does, so `synced` gives `cp`, `sync` and `sha256sum` beside it.
@@ -23,6 +23,7 @@ from pathlib import Path
 from flexinfer.artifact import FileEntry, ModelConfig, pack
 from flexinfer.oci.durable import remove_tree
 from flexinfer.store import Store
+from flexinfer.testing import starter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,13 +89,13 @@ def _timed(step: Callable[[], object]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("source", type=Path)
+    parser.add_argument("source", type=Path, nargs="?", help="without one: the starter's source")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--max-ratio", type=float, default=1.3)
     parser.add_argument("--work", type=Path, help="a folder in the file system to measure")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=chosen.work) as work:
-        figures = measure_ingest(chosen.source, Path(work), rounds=chosen.rounds)
+        figures = measure_ingest(chosen.source or starter.gguf(), Path(work), rounds=chosen.rounds)
     print(json.dumps(asdict(figures), indent=2))
     if figures.ratio > chosen.max_ratio:
         sys.exit(
