@@ -54,7 +54,10 @@ def ls(
         print_json([one.as_row() for one in seen.models])
         return
     if not seen.models:
-        typer.echo("no Models yet; add one with: flexinfer run SOURCE")
+        for build in seen.builds:
+            typer.echo(f"no Models yet; {build.words}")
+        if not seen.builds:
+            typer.echo("no Models yet; add one with: flexinfer run SOURCE")
     rows = [
         (
             one.name,
@@ -70,9 +73,9 @@ def ls(
     heads = ("name", "phase", "replicas", "quantization", "size", "cold start", "message")
     if rows:
         print_table(heads, rows)
-    for fault in seen.faults:
+    for fault in (one.fault for one in seen.models if one.fault):
         typer.echo(f"refused: {fault}", err=True)
-    if not seen.is_operator_running:
+    if seen.models and not seen.is_operator_running:
         typer.echo("the operator is not running: phases are as it left them", err=True)
 
 

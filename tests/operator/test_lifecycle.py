@@ -418,6 +418,8 @@ def test_an_alias_of_another_model_is_dropped_and_said(drive: Drive) -> None:
     assert (valid.status, valid.reason) == ("False", "AliasConflict")
     assert drive.told("a").aliases == ("chat", "one")
     assert drive.told("b").aliases == ()
+    assert "alias 'chat' is taken by Model 'a'" in drive.cluster.status("b").message
+    assert drive.cluster.status("a").message == ""
 
 
 def test_a_refused_edit_is_shown_and_the_old_state_serves(drive: Drive) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import sqlite3
 import threading
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ from typer.testing import CliRunner
 
 from flexinfer.errors import NotFound, PluginError, ResourceExhausted
 from flexinfer.places import Home
-from flexinfer.process import Usage
+from flexinfer.process import Usage, own_record
 from flexinfer.resources.model import (
     ArtifactStatus,
     ColdStartPhases,
     ColdStartStatus,
+    Condition,
     ModelSpec,
     ModelStatus,
 )
@@ -442,10 +444,11 @@ def run(home: Home, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_models_are_listed_without_an_operator(home: Home, run: Any) -> None:
     write_file(home, "tiny", source="file:///m.gguf", aliases=["t"])
     (home.models / "bad.yaml").write_text("kind: Model\n")
-    (row,) = json.loads(run("ls", "--json").output)
+    bad, row = json.loads(run("ls", "--json").output)
     assert (row["name"], row["phase"], row["aliases"]) == ("tiny", "Unknown", ["t"])
+    assert (bad["name"], bad["phase"], bad["source"]) == ("bad", "Failed", None)
     shown = run("ls")
-    assert "tiny" in shown.output
+    assert "tiny" in shown.output and "no Models" not in shown.output
     assert "bad.yaml" in shown.stderr and "operator is not running" in shown.stderr
 
 
@@ -493,6 +496,67 @@ def test_a_phase_that_nobody_measured_is_not_shown(home: Home, run: Any) -> None
     text = run("describe", "tiny").output
     assert "verify" in text and "load " in text
     assert "fetch" not in text and "first_token" not in text
+
+
+BAD = "apiVersion: ai.flexinfer/v1alpha2\nkind: Model\nmetadata: {name: tiny}\nspec:\n  sauce: x\n"
+
+
+def test_the_only_file_refused_from_the_start_is_a_failed_model_with_its_place(
+    home: Home, run: Any
+) -> None:
+    file = home.models / "tiny.yaml"
+    file.write_text(BAD)
+    (row,) = json.loads(run("ls", "--json").output)
+    assert (row["name"], row["phase"], row["file"]) == ("tiny", "Failed", str(file))
+    assert row["message"] == row["refused"] and f"{file}:5:3" in row["message"]
+    shown = run("ls")
+    assert "no Models" not in shown.output and "Failed" in shown.output
+    assert f"{file}:5:3" in shown.stderr
+    (condition,) = json.loads(run("describe", "tiny", "--json").output)["status"]["conditions"]
+    assert (condition["type"], condition["status"]) == ("ConfigValid", "False")
+    assert f"{file}:5:3" in run("describe", "tiny").output
+
+
+@pytest.mark.parametrize("file", ["tiny.yaml", "another-name.yaml"])
+def test_a_model_whose_edit_is_refused_is_shown_as_it_runs(home: Home, run: Any, file: str) -> None:
+    (home.models / file).write_text(BAD)
+    edit = Condition(
+        type="ConfigValid",
+        status="False",
+        reason="EditRefused",
+        message=f"{home.models / file}:5:3: unknown field 'sauce'",
+    )
+    status = ModelStatus(phase="Ready", replicas=1, conditions=(edit,))
+    with closing(Ledger(home.state_db, machine=machine_name())) as ledger:
+        ledger.save_all(
+            {"tiny": KnownModel(spec_hash="h", generation=2, created_unix_s=1, status=status)}
+        )
+    (row,) = json.loads(run("ls", "--json").output)
+    assert (row["name"], row["phase"]) == ("tiny", "Ready")
+    assert row["message"].startswith("refused, the old state stays: ")
+    assert json.loads(run("describe", "tiny", "--json").output)["generation"] == 2
+
+
+def building(home: Home, target: str) -> None:
+    home.build_records.mkdir(parents=True)
+    record = own_record("build", extra={"target": target, "stage": "quantize", "share": "0.4"})
+    record.write(home.build_records / "1.json")
+
+
+def test_a_first_build_is_shown_before_there_is_any_model(home: Home, run: Any) -> None:
+    building(home, "tiny/q8-0")
+    assert run("ls").output == "no Models yet; building tiny/q8-0: quantize 40%\n"
+
+
+@pytest.mark.parametrize("source", ["catalog://tiny/q8-0", "catalog://tiny"])
+def test_a_model_says_how_far_its_build_is(home: Home, run: Any, source: str) -> None:
+    building(home, "tiny/q8-0")
+    write_file(home, "mine", source=source)
+    write_file(home, "other", source="catalog://tin")
+    mine, other = json.loads(run("ls", "--json").output)
+    assert mine["message"] == "building tiny/q8-0: quantize 40%"
+    assert mine["building"] == {"target": "tiny/q8-0", "stage": "quantize", "share": 0.4}
+    assert other["building"] is None and other["message"] == ""
 
 
 def test_an_unknown_model_is_named_with_the_nearest(home: Home, run: Any) -> None:

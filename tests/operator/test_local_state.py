@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from flexinfer.artifact import evidence as measured
 from flexinfer.catalog import Catalog
@@ -26,6 +27,7 @@ from flexinfer.store import Store
 from flexinfer.testing.local_engine import lookup
 from flexinfer_operator.facts import ROUTING_ANNOTATION, STRATEGY_GROUP, strategy_problems
 from flexinfer_operator.local.binding import Binder
+from flexinfer_operator.local.ledger import machine_name, read_state
 from flexinfer_operator.local.models import ModelFiles
 from flexinfer_operator.local.sight import Seen, Sight
 from flexinfer_operator.plan.view import ModelView, Snapshot
@@ -97,6 +99,47 @@ def test_a_refused_edit_names_its_place_and_changes_nothing(play: Play) -> None:
         assert (await condition(world, "ConfigValid", "Accepted")).status == "True"
 
     play(scene)
+
+
+def test_a_clash_of_aliases_is_told_on_the_terminal_once(play: Play) -> None:
+    async def scene(world: LocalWorld) -> None:
+        with capture_logs() as logs:
+            await world.put("a", aliases=["chat"])
+            await world.put("tiny", aliases=["chat"])
+            await condition(world, "ConfigValid", "AliasConflict")
+            await wake(world)
+            await world.ready("tiny")
+            await world.phase("tiny", "Ready")
+        said = [one["human"] for one in logs if one["event"] == "model_alias_taken"]
+        assert said == ["tiny: alias 'chat' is taken by Model 'a': it is not called that"]
+
+    play(scene)
+
+
+def test_what_was_seen_of_a_model_goes_with_its_file_and_not_with_a_mistake(
+    play: Play, home: Home
+) -> None:
+    async def first(world: LocalWorld) -> None:
+        for name in ("tiny", "other"):
+            await world.put(name)
+            await world.phase(name, "Idle")
+
+    def kept() -> dict[str, bool]:
+        models = read_state(home.state_db, machine=machine_name()).models
+        return {name: one.status is not None for name, one in models.items()}
+
+    async def nothing(world: LocalWorld) -> None:
+        pass
+
+    play(first)
+    assert kept() == {"tiny": True, "other": True}
+    (home.models / "tiny.yaml").write_text("kind: Model\n")
+    (home.models / "other.yaml").unlink()
+    play(nothing)
+    assert kept() == {"tiny": False, "other": False}
+    (home.models / "tiny.yaml").unlink()
+    play(nothing)
+    assert kept() == {}
 
 
 def test_a_config_key_that_the_engine_does_not_know_is_named_with_the_nearest(play: Play) -> None:

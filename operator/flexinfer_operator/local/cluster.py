@@ -56,7 +56,6 @@ log = get_logger(__name__)
 
 # A router that went away may be restarting: its requests are not given up at once.
 _LEAVE_GRACE_S = 2.0
-# An edit acts within a second, a finished build as well; a look costs a handful of system calls.
 _DAMAGE_MEMORY_S = 60.0
 
 
@@ -136,6 +135,7 @@ class LocalCluster:
         await self._desk.open()
         try:
             await self._look(True)
+            self._desk.tidy(self._shelf.names(), is_whole=self._sight.files.is_whole)
             for found in await find_engines(
                 self._records,
                 self._store,
@@ -254,8 +254,7 @@ class LocalCluster:
         if known is not None and one is not None and one.state != "stopping":
             known.preempted_by = "" if one.draining is None else one.draining.for_model
             if action.failed_as:
-                crash = one.fail(action.failed_as, action.why)
-                known.crashed(crash)
+                known.crashed(crash := one.fail(action.failed_as, action.why))
                 announce_failure(one.id, one.model, crash)
         self._pool.stop(action)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -97,6 +97,15 @@ class Desk:
         self._models.pop(name, None)
         self._waiting[name] = None
         self._write()
+
+    def tidy(self, names: Collection[str], *, is_whole: bool) -> None:
+        """Forget what was seen of Models that are not among *names*: they are gone where *is_whole*, else their
+        files may be those that nobody can read now, and only their history is kept."""
+        for name in self.names() - set(names):
+            if is_whole:
+                self.forget(name)
+            elif self._models[name].status is not None:
+                self.save(name, replace(self._models[name], status=None))
 
     def stopped(self, name: str) -> None:
         """Let the status say that nothing runs: the operator has ended its engines."""

@@ -123,6 +123,11 @@ class ModelFiles:
                 found[name] = WrittenModel(model=known.model, file=file, fault=known.fault)
         return found
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether every file is a Model: what is not among `written` has no file then."""
+        return all(known.model is not None for known in self._files.values())
+
     def faults(self) -> dict[Path, str]:
         """Return what is wrong with each file that is refused."""
         return {file: known.fault for file, known in self._files.items() if known.fault}

@@ -10,7 +10,11 @@ log = get_logger(__name__)
 
 
 def announce(name: str, before: ModelStatus | None, after: ModelStatus) -> None:
-    """Log a change of phase, with a sentence; nothing where the phase is the same."""
+    """Log a change of phase and a new clash of aliases, with a sentence; nothing where these are the same."""
+    clash = _clash(after)
+    if clash and clash != _clash(before):
+        human = f"{name}: {clash}: it is not called that"
+        log.warning("model_alias_taken", model=name, error=clash, human=human)
     old = None if before is None else before.phase
     if after.phase == old:
         return
@@ -22,6 +26,11 @@ def announce(name: str, before: ModelStatus | None, after: ModelStatus) -> None:
         log.warning("model_phase_changed", **fields)
     else:
         log.info("model_phase_changed", **fields)
+
+
+def _clash(status: ModelStatus | None) -> str:
+    conditions = () if status is None else status.conditions
+    return next((one.message for one in conditions if one.reason == "AliasConflict"), "")
 
 
 def _sentence(name: str, before: ModelStatus | None, after: ModelStatus) -> str:

@@ -1,29 +1,53 @@
-"""What another process can say of this machine's Models: from `models/`, `state.db` and the records of engines.
+"""What another process can say of this machine's Models: from `models/`, `state.db`, the records of engines and builds.
 
 Reads only; works while the operator runs and when it does not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from flexinfer.errors import FlexInferError, NotFound
 from flexinfer.places import Home
 from flexinfer.process import Record, holder, is_alive
-from flexinfer.resources.model import ModelStatus
+from flexinfer.resources.model import Condition, Model, ModelStatus
 from flexinfer.spelling import nearest
 from flexinfer.units import format_bytes, format_duration
 from flexinfer_operator.local.ledger import ColdStartRecord, machine_name, read_state, summarize
-from flexinfer_operator.local.models import ModelFiles, WrittenModel
+from flexinfer_operator.local.models import ModelFiles
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Build:
+    """A build that runs."""
+
+    target: str
+    stage: str
+    share: float | None
+    """Of the stage, 0 to 1."""
+
+    @property
+    def words(self) -> str:
+        share = "" if self.share is None else f" {self.share:.0%}"
+        return f"building {self.target}: {self.stage or 'starting'}{share}"
+
+    def as_tree(self) -> dict[str, Any]:
+        return {"target": self.target, "stage": self.stage, "share": self.share}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelOverview:
-    """One Model: as written, as observed."""
+    """One Model: as written, as observed. Of a file that is refused only the status is known, which says why."""
 
-    written: WrittenModel
+    name: str
+    file: Path
+    model: Model | None
+    fault: str
+    """Why the newest edit of its file is refused; empty: it is not."""
+    build: Build | None
     status: ModelStatus | None
     generation: int
     starts: tuple[ColdStartRecord, ...]
@@ -31,8 +55,8 @@ class ModelOverview:
     replicas: tuple[Record, ...]
 
     @property
-    def name(self) -> str:
-        return self.written.model.metadata.name
+    def aliases(self) -> tuple[str, ...]:
+        return () if self.model is None else self.model.spec.aliases
 
     @property
     def phase(self) -> str:
@@ -58,38 +82,51 @@ class ModelOverview:
 
     @property
     def message(self) -> str:
-        return self.written.fault or ("" if self.status is None else self.status.message)
+        status = "" if self.status is None else self.status.message
+        if self.fault:
+            return (
+                self.fault
+                if self.phase == "Failed"
+                else f"refused, the old state stays: {self.fault}"
+            )
+        return self.build.words if self.build is not None and not self.replicas else status
 
     def as_row(self) -> dict[str, Any]:
         """Return it as `model ls --json` shows it."""
-        spec = self.written.model.spec
+        spec = None if self.model is None else self.model.spec
         artifact = None if self.status is None else self.status.artifact
         return {
             "name": self.name,
             "phase": self.phase,
             "replicas": self.replica_count,
-            "source": spec.source,
-            "backend": spec.backend,
-            "aliases": list(spec.aliases),
+            "source": None if spec is None else spec.source,
+            "backend": None if spec is None else spec.backend,
+            "aliases": list(self.aliases),
             "digest": None if artifact is None else artifact.digest,
             "quantization": self.quantization,
             "sizeBytes": self.size_bytes,
             "coldStartSeconds": round(self.cold_start_s, 3) if self.starts else None,
+            "building": None if self.build is None else self.build.as_tree(),
             "message": self.message,
-            "file": str(self.written.file),
+            "refused": self.fault,
+            "file": str(self.file),
         }
 
     def as_tree(self) -> dict[str, Any]:
         """Return it as `model describe --json` shows it: the resource, with what is known beside it."""
-        resource = self.written.model.model_copy(update={"status": self.status})
-        tree: dict[str, Any] = resource.model_dump(mode="json", by_alias=True, exclude_none=True)
+        tree: dict[str, Any] = {"metadata": {"name": self.name}}
+        if self.model is not None:
+            tree = self.model.model_dump(mode="json", by_alias=True, exclude_none=True)
+        if self.status is not None:
+            tree["status"] = self.status.model_dump(mode="json", by_alias=True, exclude_none=True)
         estimate = summarize(self.starts)
         shown = tree.get("status", {}).get("coldStart")
         if shown is not None:  # a phase that nobody measured is 0.0 in the resource
             shown["phases"] = {name: s for name, s in shown["phases"].items() if s > 0}
         tree["generation"] = self.generation
-        tree["file"] = str(self.written.file)
-        tree["refused"] = self.written.fault
+        tree["file"] = str(self.file)
+        tree["refused"] = self.fault
+        tree["building"] = None if self.build is None else self.build.as_tree()
         tree["coldStarts"] = {
             "samples": estimate.samples,
             "p50Seconds": round(estimate.p50_s, 3) if estimate.samples else None,
@@ -115,17 +152,18 @@ class ModelOverview:
 
     def as_lines(self) -> Iterator[tuple[str, str]]:
         """Yield it as `model describe` shows it."""
-        model, status = self.written.model, self.status
+        model, status = self.model, self.status
         yield "name", self.name
-        if model.spec.aliases:
-            yield "aliases", ", ".join(model.spec.aliases)
+        if self.aliases:
+            yield "aliases", ", ".join(self.aliases)
         yield "phase", self.phase
         if self.message:
             for line in self.message.splitlines():
                 yield "message", line
-        yield "source", model.spec.source
-        yield "backend", model.spec.backend
-        yield "file", str(self.written.file)
+        if model is not None:
+            yield "source", model.spec.source
+            yield "backend", model.spec.backend
+        yield "file", str(self.file)
         if status is not None and status.artifact is not None:
             yield "reference", status.artifact.reference
             yield "digest", status.artifact.digest
@@ -153,7 +191,8 @@ class ModelOverview:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overview:
     models: tuple[ModelOverview, ...]
-    faults: tuple[str, ...]
+    builds: tuple[Build, ...]
+    """Those that run, whoever started them."""
     is_operator_running: bool
 
     def find(self, name: str) -> ModelOverview:
@@ -166,15 +205,10 @@ class Overview:
             if one.name == name:
                 return one
         for one in self.models:
-            if name in one.written.model.spec.aliases:
+            if name in one.aliases:
                 return one
         known = [one.name for one in self.models]
-        refused = (
-            f"; refused, so its last good state serves if it had one: {self.faults[0]}"
-            if self.faults
-            else ""
-        )
-        raise NotFound(f"no Model {name!r}{nearest(name, known)}{refused}", code="model_not_found")
+        raise NotFound(f"no Model {name!r}{nearest(name, known)}", code="model_not_found")
 
 
 def overview(home: Home) -> Overview:
@@ -183,36 +217,83 @@ def overview(home: Home) -> Overview:
     for _ in range(2):  # a fault is believed at the second look
         files.scan()
     state = read_state(home.state_db, machine=machine_name())
-    records = _records(home)
-    found = []
-    for name, written in sorted(files.written().items()):
+    records = tuple(_alive(home.replica_records))
+    builds = tuple(_builds(home))
+
+    def seen(
+        name: str, file: Path, model: Model | None, fault: str, status: ModelStatus | None
+    ) -> ModelOverview:
         known = state.models.get(name)
-        status = None if known is None else known.status
         artifact = None if status is None else status.artifact
-        found.append(
-            ModelOverview(
-                written=written,
-                status=status,
-                generation=0 if known is None else known.generation,
-                starts=() if artifact is None else state.starts.get(artifact.digest, ()),
-                replicas=tuple(one for one in records if one.extra.get("model") == name),
-            )
+        return ModelOverview(
+            name=name,
+            file=file,
+            model=model,
+            fault=fault,
+            build=None if model is None else _build_of(model.spec.source, builds),
+            status=status,
+            generation=0 if known is None else known.generation,
+            starts=() if artifact is None else state.starts.get(artifact.digest, ()),
+            replicas=tuple(one for one in records if one.extra.get("model") == name),
         )
+
+    written = files.written()
+    statuses = {name: known.status for name, known in state.models.items()}
+    found = [
+        seen(name, one.file, one.model, one.fault, statuses.get(name))
+        for name, one in written.items()
+    ]
+    for file, fault in files.faults().items():
+        name = _served_from(file, statuses, written)
+        status = statuses[name] if name else _refused(fault)
+        found.append(seen(name or file.stem, file, None, fault, status))
     return Overview(
-        models=tuple(found),
-        faults=tuple(files.faults().values()),
+        models=tuple(sorted(found, key=lambda one: one.name)),
+        builds=builds,
         is_operator_running=holder(home.operator_lock) is not None,
     )
 
 
-def _records(home: Home) -> tuple[Record, ...]:
-    found = []
-    folder = home.replica_records
+def _served_from(
+    file: Path, statuses: Mapping[str, ModelStatus | None], written: Collection[str]
+) -> str:
+    """Return the Model whose last good state holds though its *file* is refused now; empty: there is none."""
+    for name, status in statuses.items():
+        for one in () if status is None or name in written else status.conditions:
+            if one.reason == "EditRefused" and str(file) in one.message:
+                return name
+    return ""
+
+
+def _refused(fault: str) -> ModelStatus:
+    """Return the status of a Model whose file was never a good one."""
+    condition = Condition(type="ConfigValid", status="False", reason="EditRefused", message=fault)
+    return ModelStatus(phase="Failed", conditions=(condition,), message=fault)
+
+
+def _build_of(source: str, builds: Iterable[Build]) -> Build | None:
+    entry = source.removeprefix("catalog://")
+    wanted = (source, entry)
+    return next(
+        (one for one in builds if one.target in wanted or one.target.startswith(f"{entry}/")), None
+    )
+
+
+def _builds(home: Home) -> Iterator[Build]:
+    for record in _alive(home.build_records):
+        try:
+            share = float(record.extra["share"]) if "share" in record.extra else None
+        except ValueError:
+            share = None
+        extra = record.extra
+        yield Build(target=extra.get("target", ""), stage=extra.get("stage", ""), share=share)
+
+
+def _alive(folder: Path) -> Iterator[Record]:
     for file in sorted(folder.glob("*.json")) if folder.is_dir() else ():
         try:
             record = Record.read(file)
         except (FlexInferError, OSError):
             continue  # the operator deals with it
         if record is not None and is_alive(record):
-            found.append(record)
-    return tuple(found)
+            yield record

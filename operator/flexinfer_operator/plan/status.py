@@ -185,4 +185,6 @@ def _message(
         return _silence(silent)
     if phase == "Pending":
         return facts.gate.cached.message
+    if facts.gate.config_valid.reason == "AliasConflict":
+        return facts.gate.config_valid.message
     return ""
