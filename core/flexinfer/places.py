@@ -137,8 +137,10 @@ class Home:
         """Make the folders, readable by their owner only, and return self.
 
         Raises:
-            InvalidInput: code `home_not_writable`; the message names the folder and why.
+            InvalidInput: code `home_not_writable`; the message names the folder and why. Code `home_invalid`: its
+                name holds what those who work there cannot take.
         """
+        self._check_name()
         folders = (
             self.root, self.store, self.models, self.catalogs, self.tools,
             self.logs, self.run, self.work, self.prefect,
@@ -156,3 +158,14 @@ class Home:
                 code="home_not_writable",
             ) from error
         return self
+
+    def _check_name(self) -> None:
+        name = str(self.root)
+        # `:` separates the paths in PATH, so no environment for Python can be made there; `?` begins the options of a
+        # database's address; the rest could not be written into our own files.
+        wrong = next((c for c in name if c in ":?" or not (c.isprintable() or c == " ")), "")
+        if wrong:
+            raise InvalidInput(
+                f"FLEXINFER_HOME {name!r}: its path may not hold {wrong!r}; name another folder",
+                code="home_invalid",
+            )

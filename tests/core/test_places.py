@@ -47,3 +47,16 @@ def test_what_lies_in_run_is_spelled_in_places_only() -> None:
                     if isinstance(left, ast.Attribute) and left.attr in ("run", "logs"):
                         found.append(f"{os.path.relpath(file, ROOT)}:{node.lineno}")
     assert found == []
+
+
+@pytest.mark.parametrize("wrong", [":", "?", "\n", "\udce9"])
+def test_a_home_that_others_could_not_use_is_refused_in_words(tmp_path: Path, wrong: str) -> None:
+    with pytest.raises(InvalidInput, match="may not hold") as caught:
+        Home(tmp_path / f"a{wrong}b").prepare()
+    assert caught.value.code == "home_invalid"
+    assert caught.value.message.isprintable()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_home_may_have_blanks_and_letters_of_any_script(tmp_path: Path) -> None:
+    assert Home(tmp_path / "my home, ümläuts 模型").prepare().run.is_dir()
