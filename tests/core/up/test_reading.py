@@ -93,6 +93,13 @@ def test_all_logs_are_shown_in_the_order_of_time(home: Home) -> None:
     assert events(shown.last(2)) == ["c", "d"]
 
 
+def test_a_banner_comes_with_the_first_line_that_says_when(home: Home) -> None:
+    home.log("serve").write_text(f"{line(1, 'a')}\n{line(2, 'b')}\n")
+    home.log("prefect").write_text(f"banner\n{line(3, 'c')}\nits own words\n")
+    shown = ShownLogs(home, "", is_routine_shown=False)
+    assert events(shown.last(10)) == ["a", "b", "banner", "c", "its own words"]
+
+
 def test_following_goes_on_where_the_last_lines_ended(home: Home) -> None:
     home.log("serve").write_text(f"{line(1, 'a')}\n")
     shown = ShownLogs(home, "", is_routine_shown=False)
