@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 from flexinfer.up.terminal import installing, render
 
@@ -61,3 +63,15 @@ def test_what_pip_does_is_said_in_whole_words() -> None:
         "unpacking numpy, gguf",
         "",
     ]
+
+
+def test_an_output_that_is_full_costs_its_words_and_nothing_else() -> None:
+    code = (
+        "import sys; from flexinfer.up.terminal import Terminal; one = Terminal(); one.say('a');"
+        "one.say('b'); print(one.look(), file=sys.stderr)"
+    )
+    with open("/dev/full", "wb") as full:
+        found = subprocess.run(
+            [sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, timeout=60
+        )
+    assert (found.returncode, found.stderr) == (0, b"False\n")
