@@ -39,7 +39,7 @@ _ABOUT = {
     "doctor": _About("Check this machine: space, memory, ports, tools."),
     "build": _About("Build a catalog entry or any source into a verified artifact.", "prefect", "pipelines"),
     "run": _About("Serve your own model: ingest a file or source, bind it, answer.", "prefect", "pipelines"),
-    "artifact": _About("List, inspect and verify artifacts in the store."),
+    "artifact": _About("List, inspect, verify and remove artifacts in the store."),
     "catalog": _About("List and check catalog entries."),
     "model": _About("List and describe Models."),
     "chat": _About("Talk to a model in the terminal.", "fastapi", "serving"),

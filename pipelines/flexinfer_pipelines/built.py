@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from flexinfer.artifact import ANNOTATION_BUILD_KEY, PREDICATE_TEST_RESULT
@@ -43,10 +44,10 @@ def already_built(context: Context, entry: CatalogEntry, variant: Variant) -> Bu
 
 
 def find_built(store: Store, plan: Plan, key: str, checks: Validate) -> Built | None:
-    """Return the artifact of *key* if it is there; None if there is something to do. Moves no bytes.
+    """Return the artifact of *key* if it is there; None if there is something to do. Only asks: see `name_again`.
 
     Every layer must be there and whole (its stamp tells; what was touched is hashed), and some evidence must hold
-    all that *checks* ask for. Its variant's name is set again where a crash came before that.
+    all that *checks* ask for.
     """
     try:
         manifest = store.resolve(build_reference(plan, key))
@@ -55,7 +56,7 @@ def find_built(store: Store, plan: Plan, key: str, checks: Validate) -> Built | 
             return None
         for layer in parsed.layers:
             store.ensure_verified(layer.digest, what=f"artifact {manifest.digest}")
-        found = describe(store, plan, manifest, checks)
+        return describe(store, plan, manifest, checks)
     except NotFound:
         return None
     except IntegrityError as error:  # quarantined by now: it is made again
@@ -63,9 +64,18 @@ def find_built(store: Store, plan: Plan, key: str, checks: Validate) -> Built | 
             "artifact_damaged", reference=plan.reference, code=error.code, error=error.message
         )
         return None
-    if found is not None and not _is_named(store, plan, manifest):
-        store.tag(plan.reference, manifest)
-    return found
+
+
+def name_again(store: Store, built: Built) -> None:
+    """Give what was found built its variant's name, where a crash came before that or the name was taken away.
+
+    Raises:
+        NotFound: code `artifact_not_found`: it is gone meanwhile.
+    """
+    with suppress(NotFound):
+        if store.resolve(built.reference).digest == built.digest:
+            return
+    store.tag(built.reference, store.resolve(built.digest))
 
 
 def describe(
@@ -92,10 +102,3 @@ def describe(
                 measurements=dict(result.measurements),
             )
     return None
-
-
-def _is_named(store: Store, plan: Plan, manifest: Descriptor) -> bool:
-    try:
-        return store.resolve(plan.reference).digest == manifest.digest
-    except NotFound:
-        return False

@@ -140,7 +140,7 @@ def _build(
     target: str, home: Home, settings: Settings, *, quiet: bool, rebuild: bool
 ) -> dict[str, Any]:
     from flexinfer.store import Store
-    from flexinfer_pipelines.built import already_built
+    from flexinfer_pipelines.built import already_built, name_again
     from flexinfer_pipelines.show import progress_for
     from flexinfer_pipelines.steps import Context, Unwatched
     from flexinfer_pipelines.target import find_target
@@ -160,6 +160,7 @@ def _build(
     )
     found = None if rebuild else already_built(context, entry, variant)
     if found is not None:
+        name_again(store, found)
         return _shown(store, reference, found.digest, is_new=False)
     _refuse_early(context, entry, variant)
     check_room(home)

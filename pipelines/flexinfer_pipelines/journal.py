@@ -38,7 +38,7 @@ class Journal:
         return found if isinstance(found, dict) else None
 
     def write(self, step: str, result: Mapping[str, Any]) -> None:
-        """Remember, durably, that *step* was done. Steps after it are forgotten: they stood on another result.
+        """Remember, durably, that *step* was done, and with what result.
 
         Raises:
             ResourceExhausted: code `disk_full` or `disk_error`.

@@ -15,7 +15,7 @@ from flexinfer.oci.layout_target import in_thread
 from flexinfer.process import SingleInstance
 from flexinfer.resources.entry import CatalogEntry, Variant
 from flexinfer.units import format_bytes
-from flexinfer_pipelines.built import Built, describe, find_built
+from flexinfer_pipelines.built import Built, describe, find_built, name_again
 from flexinfer_pipelines.journal import Journal
 from flexinfer_pipelines.plan import Plan, build_key, identified
 from flexinfer_pipelines.sources import Source
@@ -61,25 +61,27 @@ async def build(
     """
     source = source_for(context, entry.spec.source.parsed())
     try:
-        plan = await stage("resolve", lambda: _plan(context, entry, variant, source, rebuild))
-        key = build_key(plan)
-        files: tuple[Fetched, ...] | None = None
-        if key is None:  # what a local file is, only its bytes say
-            files = await stage("fetch", lambda: fetch(context, plan, source))
-            plan = identified(plan, {file.path: file.digest for file in files})
-            remember_file(context, plan)
+        async with _working(context):
+            plan = await stage("resolve", lambda: _plan(context, entry, variant, source, rebuild))
             key = build_key(plan)
-        if key is None:
-            raise IntegrityError(
-                f"{plan.source.uri}: a file has no identity", code="source_unpinned"
-            )
-        async with _turn(context, plan, key):
-            found = await in_thread(find_built, context.store, plan, key, variant.checks)
-            if found is not None and not rebuild:
-                return found
-            if files is None:
+            files: tuple[Fetched, ...] | None = None
+            if key is None:  # what a local file is, only its bytes say
                 files = await stage("fetch", lambda: fetch(context, plan, source))
-            return await _make(context, plan, key, variant, files, stage, rebuild)
+                plan = identified(plan, {file.path: file.digest for file in files})
+                remember_file(context, plan)
+                key = build_key(plan)
+            if key is None:
+                raise IntegrityError(
+                    f"{plan.source.uri}: a file has no identity", code="source_unpinned"
+                )
+            async with _turn(context, plan, key):
+                found = await in_thread(find_built, context.store, plan, key, variant.checks)
+                if found is not None and not rebuild:
+                    await in_thread(name_again, context.store, found)
+                    return found
+                if files is None:
+                    files = await stage("fetch", lambda: fetch(context, plan, source))
+                return await _make(context, plan, key, variant, files, stage, rebuild)
     finally:
         await source.close()
 
@@ -108,6 +110,8 @@ async def _make(
     if rebuild:
         journal.forget("quantize")
     inspected = await stage("inspect", lambda: inspect(context, plan, files))
+    # Until it has a name: what a collection must leave to the next try.
+    journal.write("fetch", {"digests": [inspected.base.digest, *(file.digest for file in files)]})
     quantized: Quantized | None = None
     if not plan.is_copy:
 
@@ -141,6 +145,17 @@ async def _make(
         human=f"built {built.reference} ({built.quantization}, {format_bytes(built.size_bytes)})",
     )
     return built
+
+
+@asynccontextmanager
+async def _working(context: Context) -> AsyncIterator[None]:
+    """Nothing is collected while the build has bytes in the store that have no name yet."""
+    held = context.store.working()
+    await in_thread(held.__enter__)
+    try:
+        yield
+    finally:
+        held.__exit__(None, None, None)
 
 
 @asynccontextmanager

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from flexinfer.artifact import PREDICATE_TEST_RESULT
-from flexinfer.errors import FlexInferError, InvalidInput, QualityError
+from flexinfer.commands.removal import noted
+from flexinfer.errors import Conflict, FlexInferError, InvalidInput, QualityError
 from flexinfer.oci import Digest
 from flexinfer.places import Home
-from flexinfer_pipelines.built import Built, already_built
+from flexinfer_pipelines.built import Built, already_built, name_again
 from flexinfer_pipelines.journal import Journal
 from flexinfer_pipelines.sequence import build, remove_stale
 from flexinfer_pipelines.steps import Context
@@ -183,6 +184,42 @@ def test_two_builds_of_one_key_make_one_artifact(
     assert one.digest == two.digest
     assert sorted([one.is_new, two.is_new]) == [False, True]
     assert validated == ["validate"]
+
+
+def test_whether_it_is_built_is_only_asked_and_a_lost_name_is_given_again(
+    tooled_home: Home, make_context: Make, make_entry: Any, tiny_file: Path, watch: Any
+) -> None:
+    entry = make_entry(f"file://{tiny_file}", Q8)
+    context = make_context(tooled_home)
+    first = run(context, entry, watch)
+    context.store.untag("tiny:q8-0")
+    found = already_built(context, entry, entry.default_variant)
+    assert found is not None and found.digest == first.digest
+    assert "tiny:q8-0" not in dict(context.store.tags())
+    name_again(context.store, found)
+    assert context.store.resolve("tiny:q8-0").digest == first.digest
+
+
+def test_nothing_is_collected_while_a_build_goes_on_and_its_bytes_stay_until_it_is_resumed(
+    tooled_home: Home, make_context: Make, make_entry: Any, tiny_file: Path, watch: Any
+) -> None:
+    copy = {"name": "as-is", "quantize": {"format": "none"}, "validate": FAST}
+    entry = make_entry(f"file://{tiny_file}", copy)
+    context = make_context(tooled_home)
+
+    async def stage(name: str, work: Any) -> Any:
+        if name == "validate":
+            with pytest.raises(Conflict):
+                context.store.collect(grace_s=0)
+            raise InterruptedError
+        return await work()
+
+    with pytest.raises(InterruptedError):
+        asyncio.run(build(context, entry, entry.default_variant, stage))
+    before = sorted(context.store.root.glob("blobs/sha256/*"))
+    context.store.collect(roots=noted(tooled_home.work), grace_s=0)
+    assert sorted(context.store.root.glob("blobs/sha256/*")) == before
+    assert run(context, entry, watch).is_new
 
 
 def test_another_variant_needs_the_source_no_more(

@@ -341,3 +341,26 @@ def assert_disk_full(done: subprocess.CompletedProcess[str], path: str, needed: 
     assert f"({needed} bytes) needed for " in last
     assert "Traceback" not in done.stderr
     assert "file:/" not in last  # no stamp, no key: what a person calls it
+
+
+def test_a_step_that_fails_for_good_is_tried_once_and_its_error_is_the_last_word(
+    place: Place,
+) -> None:
+    done = place.flexinfer("build", "pypi://no-such-thing==1/x.gguf", PIP_NO_INDEX="1")
+    assert done.returncode == 4, done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("error[source_not_found]: ")
+    (run,) = [one for one in place.read("flow_runs") if "no-such-thing" in one["name"]]
+    assert run["state_type"] == "FAILED"
+    (task,) = [one for one in place.read("task_runs") if one["flow_run_id"] == run["id"]]
+    assert (task["name"], task["run_count"]) == ("resolve", 1)
+
+
+def test_a_failed_build_with_a_server_of_its_own_ends_with_its_error(tmp_path: Path) -> None:
+    alone = Place(Home(tmp_path / "home").prepare(), "")
+    done = alone.flexinfer(
+        "build", "pypi://no-such-thing==1/x.gguf",
+        PIP_NO_INDEX="1", FLEXINFER_PREFECT__PORT="0",
+    )  # fmt: skip
+    assert done.returncode == 4, done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("error[source_not_found]: ")
+    assert "logging to API" not in done.stderr

@@ -10,20 +10,19 @@ from typing import Any
 import typer
 
 from flexinfer.artifact import PREDICATE_TEST_RESULT, Artifact, Statement
+from flexinfer.commands.removal import SOURCES, gc, is_build, missing, rm
 from flexinfer.console import group, print_json, print_table
-from flexinfer.errors import FlexInferError, IntegrityError
+from flexinfer.errors import FlexInferError, IntegrityError, NotFound
 from flexinfer.oci import Descriptor, Digest
 from flexinfer.places import Home
 from flexinfer.store import Store, VerifyFailure
 from flexinfer.units import format_bytes
 
-# What builds were made from; kept so that the next variant need not fetch it.
-_SOURCES = "sources/"
-_BUILD_TAG = "build-"
 _MAX_NAMED = 5
 
 app = group(
-    help="List, inspect and verify artifacts in the store.", epilog="Example: flexinfer artifact ls"
+    help="List, inspect, verify and remove artifacts in the store.",
+    epilog="Example: flexinfer artifact ls",
 )
 
 
@@ -41,7 +40,10 @@ def ls(
         print_json(rows)
         return
     if not rows:
-        typer.echo("no artifacts yet; build one with: flexinfer build ENTRY/VARIANT")
+        if store.is_working:
+            typer.echo("no artifacts yet; a build is running: flexinfer status shows how far it is")
+        else:
+            typer.echo("no artifacts yet; build one with: flexinfer build ENTRY/VARIANT")
         return
     print_table(
         ("reference", "digest", "format", "quantization", "size", "evidence"),
@@ -68,7 +70,7 @@ def inspect(
 ) -> None:
     """Show one artifact: its model, files, annotations and evidence."""
     store = _store()
-    descriptor = store.find(reference)
+    descriptor = _find(store, reference)
     artifact = store.artifact(descriptor.digest)
     evidence = store.evidence(descriptor.digest)
     names = [name for name, one in store.tags() if one.digest == descriptor.digest]
@@ -118,9 +120,9 @@ def verify(
     """Hash every byte again. What is wrong goes into quarantine; then the exit code is 7."""
     store = _store()
     if reference:
-        wanted = {store.find(reference).digest: reference}
+        wanted = {_find(store, reference).digest: reference}
     else:
-        rows = sorted(_named(store, True), key=lambda row: _is_build(row[0]), reverse=True)
+        rows = sorted(_named(store, True), key=lambda row: is_build(row[0]), reverse=True)
         wanted = {descriptor.digest: name for name, descriptor in rows}
     reports = []
     failures: list[VerifyFailure] = []
@@ -167,6 +169,20 @@ def scrub(
     _refuse([*report.failures, *report.missing])
 
 
+app.command("rm", epilog="Example: flexinfer artifact rm smollm2-135m-instruct:q8-0")(rm)
+app.command("gc", epilog="Example: flexinfer artifact gc --dry-run")(gc)
+
+
+def _find(store: Store, reference: str) -> Descriptor:
+    """As `Store.find`; what is not there is said with the names that are."""
+    try:
+        return store.find(reference)
+    except NotFound as error:
+        if "sha256:" in reference:
+            raise
+        raise missing(store, reference) from error
+
+
 def _store() -> Store:
     return Store(Home.find(os.environ).prepare().store)
 
@@ -182,13 +198,9 @@ def _named(store: Store, everything: bool) -> list[tuple[str, Descriptor]]:
             if one.digest not in named and store.manifest(one.digest).subject is None
         ]
         return [*tags, *rest]
-    named = {d.digest for name, d in tags if not _is_build(name)}
-    shown = [(name, d) for name, d in tags if not name.startswith(_SOURCES)]
-    return [(name, d) for name, d in shown if not _is_build(name) or d.digest not in named]
-
-
-def _is_build(name: str) -> bool:
-    return name.rpartition(":")[2].startswith(_BUILD_TAG)
+    named = {d.digest for name, d in tags if not is_build(name)}
+    shown = [(name, d) for name, d in tags if not name.startswith(SOURCES)]
+    return [(name, d) for name, d in shown if not is_build(name) or d.digest not in named]
 
 
 def _row(store: Store, name: str, descriptor: Descriptor) -> dict[str, Any]:

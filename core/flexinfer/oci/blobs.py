@@ -162,6 +162,19 @@ class BlobFolder:
         except FileNotFoundError:
             return 0
 
+    def remove(self, digest: Digest) -> None:
+        """Remove the blob, if it is there. The caller holds `guard`.
+
+        Raises:
+            ResourceExhausted: code `disk_error`.
+        """
+        try:
+            os.unlink(self.path(digest))
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise disk_error(error, path=self.path(digest)) from error
+
     def is_good(self, digest: Digest, size: int) -> bool:
         """Say whether the blob there may stay when the same bytes come again. Overridden by who knows more."""
         return self.has(digest, size)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from threading import Lock
+from typing import Protocol, TypeVar
 
 from flexinfer.errors import InvalidInput
 from flexinfer.files import replace_file
@@ -28,6 +29,19 @@ from flexinfer.oci.target import is_manifest, missing_artifact
 _LAYOUT = canonical_json({"imageLayoutVersion": "1.0.0"})
 # What is remembered of manifests that others entered: 200 bytes each.
 _MAX_CACHED_SUBJECTS = 20_000
+
+
+class Doomed(Protocol):
+    """What `Layout.sweep` removes."""
+
+    @property
+    def manifests(self) -> tuple[Digest, ...]: ...
+
+    @property
+    def blobs(self) -> tuple[Digest, ...]: ...
+
+
+S = TypeVar("S", bound=Doomed)
 
 
 class Layout:
@@ -86,12 +100,28 @@ class Layout:
         """
         with self._locked():
             before = self.index()
-            after = decide(before)
-            if after is not before:
-                scratch = self.blobs.private / "index.tmp"
-                replace_file(self._index_path, after.to_bytes(), scratch=scratch)
-                # Nobody else writes while we hold the lock, so what lies there is what we know.
-                self._cached = (_stamp(os.stat(self._index_path)), after)
+            self._write(before, decide(before))
+
+    def sweep(self, decide: Callable[[Index], S], forget: Callable[[Digest], None]) -> S:
+        """Remove what *decide* names, under the lock: manifests from the index, durably, then blobs; return it.
+
+        *forget* hears of each blob before it goes.
+
+        Raises:
+            Unavailable: code `store_busy`.
+            ResourceExhausted: code `disk_full` or `disk_error`: what was removed until then stays so.
+        """
+        with self._locked():
+            before = after = self.index()
+            doomed = decide(before)
+            for digest in doomed.manifests:
+                after = after.without_manifest(digest)
+            self._write(before, after)
+            with lock(self.blobs.guard):
+                for digest in doomed.blobs:
+                    forget(digest)
+                    self.blobs.remove(digest)
+            return doomed
 
     def resolve(self, name: str) -> Descriptor:
         """Return the manifest called *name*: `<repository>:<tag>`, `…@<digest>`, or a digest.
@@ -172,7 +202,13 @@ class Layout:
         """Let the index know a manifest whose bytes are stored."""
         subject = manifest.subject.digest if manifest.subject is not None else None
         if self.index().known(descriptor.digest) is None:
-            self.change(lambda index: index.with_manifest(descriptor, subject=subject))
+
+            def decide(index: Index) -> Index:
+                # Again, under the lock: a collection may have taken what had no manifest.
+                self.blobs.check_there(manifest.blobs, what=f"manifest {descriptor.digest}")
+                return index.with_manifest(descriptor, subject=subject)
+
+            self.change(decide)
 
     def referrers(self, digest: Digest, artifact_type: str | None = None) -> tuple[Descriptor, ...]:
         """Return the manifests whose subject is *digest*, sorted by digest.
@@ -199,6 +235,14 @@ class Layout:
             while len(self._subjects) > _MAX_CACHED_SUBJECTS:
                 self._subjects.popitem(last=False)
         return subject
+
+    def _write(self, before: Index, after: Index) -> None:
+        """Replace the index. The caller holds the lock."""
+        if after is not before:
+            scratch = self.blobs.private / "index.tmp"
+            replace_file(self._index_path, after.to_bytes(), scratch=scratch)
+            # Nobody else writes while we hold the lock, so what lies there is what we know.
+            self._cached = (_stamp(os.stat(self._index_path)), after)
 
     def _locked(self) -> AbstractContextManager[int]:
         return lock(self.blobs.private / "index.lock")

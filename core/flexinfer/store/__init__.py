@@ -1,6 +1,7 @@
 """The content-addressed store: ingest, verification, leases, repair, on an OCI image layout."""
 
 from flexinfer.store.checkout import Checkout
+from flexinfer.store.garbage import Sweep
 from flexinfer.store.store import Collected, ScrubReport, Store
 from flexinfer.store.verify import VerifyFailure, VerifyReport, VerifyResult
 
@@ -9,6 +10,7 @@ __all__ = [
     "Collected",
     "ScrubReport",
     "Store",
+    "Sweep",
     "VerifyFailure",
     "VerifyReport",
     "VerifyResult",

@@ -135,6 +135,19 @@ class Checkouts:
                 continue  # leased, or one of its blobs is being hashed: another time
         return removed
 
+    def leased(self) -> frozenset[Digest]:
+        """Return the digests of which somebody holds a lease."""
+        found = set()
+        for path in self._private.glob("*.lock"):
+            try:
+                with lock(path, wait_s=0):
+                    continue
+            except Unavailable:
+                known = self._read(path.stem)
+                if known is not None:
+                    found.add(known[0])
+        return frozenset(found)
+
     def drop(self, found: os.stat_result) -> None:
         """Remove every link to the file *found* from every checkout."""
         if found.st_nlink < 2:  # the one that is left is in quarantine

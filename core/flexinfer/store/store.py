@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Collection, Iterable
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -24,7 +24,9 @@ from flexinfer.oci import (
     parse_digest,
 )
 from flexinfer.oci.layout import expand
+from flexinfer.store import collect
 from flexinfer.store.checkout import Checkout, Checkouts
+from flexinfer.store.garbage import Sweep
 from flexinfer.store.ingest import Progress, ingest
 from flexinfer.store.verify import StampedBlobs, VerifyFailure, VerifyReport, VerifyResult
 
@@ -290,6 +292,41 @@ class Store:
             failures=tuple(failures),
             missing=tuple(missing),
         )
+
+    def leased(self) -> frozenset[Digest]:
+        """Return the artifacts that somebody has checked out now."""
+        return self._checkouts.leased()
+
+    def working(self) -> AbstractContextManager[None]:
+        """Hold this from the first byte that is stored to the name that keeps it: nothing is collected meanwhile.
+
+        Who writes for less than a collection's grace time need not.
+
+        Raises:
+            Unavailable: code `store_busy`.
+        """
+        return collect.working(self._core)
+
+    @property
+    def is_working(self) -> bool:
+        """Whether somebody is `working` now."""
+        return collect.is_working(self._core)
+
+    def garbage(self, *, roots: Collection[Digest] = (), grace_s: float) -> Sweep:
+        """Return what `collect` would remove now. Raises as it, but for `build_running`."""
+        kept = {*roots, *self.leased()}
+        return collect.look(self._core, roots=kept, grace_s=grace_s, now_s=time.time())
+
+    def collect(self, *, roots: Collection[Digest] = (), grace_s: float) -> Sweep:
+        """Remove the manifests and blobs that no name, lease or *roots* lead to, untouched for *grace_s*.
+
+        Raises:
+            Conflict: code `build_running`: somebody is `working`.
+            IntegrityError: code `manifest_digest`: a named manifest cannot be read.
+        """
+        self._checkouts.collect()
+        kept = {*roots, *self.leased()}
+        return collect.collect(self._core, self._blobs.stamps, roots=kept, grace_s=grace_s)
 
     def quarantined(self) -> tuple[Quarantined, ...]:
         """Return the bytes that were not what they should be; the newest sixteen are kept."""

@@ -20,10 +20,9 @@ from prefect.artifacts import (
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
-from prefect.tasks import exponential_backoff
 
 from flexinfer.clock import SystemClock
-from flexinfer.errors import FlexInferError
+from flexinfer.log import get_logger
 from flexinfer.places import Home
 from flexinfer.settings import Settings, load, setting_files
 from flexinfer.store import Store
@@ -35,8 +34,7 @@ from flexinfer_pipelines.steps.validate import Failed
 from flexinfer_pipelines.target import find_target
 
 T = TypeVar("T")
-_RETRIES = 2
-_FIRST_DELAY_S = 5
+log = get_logger(__name__)
 # The browser shows every update as an event: one a second is enough.
 _UPDATE_EVERY_S = 1.0
 # How much of a build each stage takes, roughly, for one bar over all.
@@ -79,13 +77,15 @@ async def build_flow(target: str, rebuild: bool = False) -> str:
         with known(home, run_id):
             built = await build(context, entry, variant, _Stages(board).run, rebuild=rebuild)
     except Failed as error:
-        await _validation_table(
-            error.result.measurements, error.result.thresholds, error.result.failed
+        await _shown(
+            _validation_table(
+                error.result.measurements, error.result.thresholds, error.result.failed
+            )
         )
         raise
     finally:
         board.is_done = True
-        await shown
+        await _shown(shown)
     await _validation_table(built.measurements, {}, ())
     await _link(context.store, built)
     get_run_logger().info("%s is %s", built.reference, built.digest)
@@ -104,10 +104,8 @@ class _Stages:
         @task(
             name=name,
             task_run_name=name,
-            retries=_RETRIES,
-            retry_delay_seconds=exponential_backoff(backoff_factor=_FIRST_DELAY_S),
-            retry_jitter_factor=0.5,
-            retry_condition_fn=_may_pass,
+            # Who asks the network asks again, within its step: docs/decisions/0007-one-place-retries.md
+            retries=0,
             cache_policy=NO_CACHE,
             persist_result=False,
         )
@@ -118,17 +116,6 @@ class _Stages:
             return found
 
         return await step()
-
-
-async def _may_pass(_task: Any, _run: Any, state: Any) -> bool:
-    """Return whether a failed step may succeed a moment later: what the error says of itself."""
-    try:
-        await state.aresult()
-    except FlexInferError as error:
-        return error.retryable
-    except Exception:  # a bug is not retried; Prefect reports it
-        return False
-    return False
 
 
 class _Board:
@@ -170,6 +157,14 @@ class _Board:
                     made, progress=now[0], description=f"{what}: {now[1]}"
                 )
         await aupdate_progress_artifact(made, progress=round(self._done, 1), description=what)
+
+
+async def _shown(what: Awaitable[object]) -> None:
+    """Wait for what only shows something; that it fails is logged, and takes no error's place."""
+    try:
+        await what
+    except Exception as error:
+        log.warning("run_not_shown", error=f"{type(error).__name__}: {error}")
 
 
 async def _validation_table(measurements: Any, thresholds: Any, failed: tuple[str, ...]) -> None:

@@ -84,7 +84,9 @@ async def _api(home: Home, settings: Settings, environ: Mapping[str, str]) -> pr
 
 
 async def _tell_the_rest() -> None:
-    """Send what Prefect has queued of this run, before a server that was started for it ends."""
+    """Send what Prefect has queued of this run, before a server that was started for it ends; then nothing more."""
+    import logging
+
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogHandler
 
@@ -92,6 +94,11 @@ async def _tell_the_rest() -> None:
         async with asyncio.timeout(_FLUSH_S):
             await APILogHandler.aflush()
             await EventsWorker.drain_all(at_exit=False)  # type: ignore[misc]  # awaitable within a loop
+    # What is logged from here on would reach no server, and be told on the terminal after our own last line.
+    for name in ("", *logging.root.manager.loggerDict):
+        logger = logging.getLogger(name)
+        for handler in [one for one in logger.handlers if isinstance(one, APILogHandler)]:
+            logger.removeHandler(handler)
 
 
 def _tell(home: Home, api: prefect_server.Found) -> None:

@@ -1,0 +1,252 @@
+"""Names and bytes are removed: by whom nobody uses them, beside who writes, and whenever it is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from threading import Event, Thread
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from flexinfer.commands.artifact import app
+from flexinfer.commands.removal import parse_age
+from flexinfer.errors import Conflict, IntegrityError, InvalidInput, NotFound
+from flexinfer.oci import Digest
+from flexinfer.places import Home
+from flexinfer.store import Store
+
+Run = Callable[..., Result]
+MODEL = """
+apiVersion: ai.flexinfer/v1alpha2
+kind: Model
+metadata: {name: mine}
+spec: {source: "catalog://smol/q8-0", backend: llamacpp}
+"""
+ENTRY = """
+apiVersion: ai.flexinfer/v1alpha2
+kind: CatalogEntry
+metadata: {name: smol}
+spec:
+  source: {uri: "pypi://x==1/y.gguf"}
+  license: {expression: Apache-2.0}
+  publish: {repository: smol}
+  variants: [{name: q8-0, quantize: {format: gguf, type: Q8_0}}]
+"""
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from flexinfer.store import Store
+store = Store(Path(sys.argv[1]))
+real, left = os.unlink, [int(sys.argv[2])]
+def unlink(*args, **more):
+    left[0] -= 1
+    if left[0] < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(*args, **more)
+os.unlink = unlink
+store.collect(grace_s=0)
+"""
+
+
+@pytest.fixture
+def run(home: Home) -> Run:
+    def invoke(*arguments: str) -> Result:
+        return CliRunner().invoke(app, list(arguments), env={"FLEXINFER_HOME": str(home.root)})
+
+    return invoke
+
+
+@pytest.fixture
+def published(home: Home, publish: Callable[..., Any]) -> Any:
+    found = publish(Store(home.store))
+    found.store.tag("smol:build-0123456789abcdef", found.manifest)
+    return found
+
+
+def count(store: Store) -> int:
+    return len(list((store.root / "blobs/sha256").iterdir()))
+
+
+def test_a_removed_artifact_is_freed_with_its_evidence(run: Run, published: Any) -> None:
+    kept = published.store.put_bytes(b"of nobody, but fresh")
+    done = run("rm", published.name)
+    assert done.exit_code == 0, done.output
+    assert "removed the name smol:build-0123456789abcdef" in done.stdout
+    assert "flexinfer artifact gc" in done.stdout
+    assert published.store.tags() == ()
+    fresh = json.loads(run("gc", "--json").stdout)
+    assert fresh["freedBytes"] == 0  # all of it was touched within the hour
+    said = json.loads(run("gc", "--dry-run", "--older-than", "0", "--json").stdout)
+    assert said["dryRun"] and published.store.has(kept)
+    gone = json.loads(run("gc", "--older-than", "0", "--json").stdout)
+    assert (gone["blobs"], gone["freedBytes"]) == (said["blobs"], said["blobBytes"])
+    assert count(published.store) == 0
+    assert not list((published.store.root / ".flexinfer/stamps").iterdir())
+    assert Store(published.store.root).manifests() == ()
+
+
+def test_what_has_another_name_keeps_its_bytes(run: Run, published: Any) -> None:
+    published.store.tag("smol:second", published.manifest)
+    before = count(published.store)
+    done = json.loads(run("rm", published.name, "--json").stdout)
+    assert done == {"removed": [published.name], "freeableBytes": 0}
+    run("gc", "--older-than", "0")
+    assert count(published.store) == before
+    assert not published.store.verify_artifact(published.manifest.digest, force=True).failures
+
+
+def test_what_a_model_asks_for_is_refused_until_forced(
+    run: Run, published: Any, home: Home
+) -> None:
+    (home.catalogs / "smol.yaml").write_text(ENTRY)
+    (home.models / "mine.yaml").write_text(MODEL)
+    refused = run("rm", published.name)
+    assert isinstance(refused.exception, Conflict)
+    assert refused.exception.code == "artifact_in_use"
+    assert "models/mine.yaml" in refused.exception.message
+    assert run("rm", published.name, "--force").exit_code == 0
+
+
+def test_what_is_leased_is_neither_unnamed_nor_collected(run: Run, published: Any) -> None:
+    with published.store.checkout(published.manifest.digest) as lease:
+        refused = run("rm", published.name)
+        assert isinstance(refused.exception, Conflict)
+        assert run("rm", published.name, "--force").exit_code == 0
+        run("gc", "--older-than", "0")
+        assert (lease.path / "model.gguf").exists()
+        assert published.store.has(published.weights)
+    run("gc", "--older-than", "0")
+    assert count(published.store) == 0
+
+
+def test_what_a_journal_names_stays(run: Run, published: Any, home: Home) -> None:
+    digest = published.store.put_bytes(b"fetched, not named yet")
+    other = published.store.put_bytes(b"refused")
+    folder = home.work / "build-0123456789abcdef"
+    folder.mkdir()
+    (folder / "journal.json").write_text(json.dumps({"steps": {"fetch": {"digests": [digest]}}}))
+    run("gc", "--older-than", "0")
+    assert published.store.has(digest)
+    assert not published.store.has(other)
+
+
+def test_nothing_is_collected_while_a_build_works(run: Run, published: Any) -> None:
+    store = published.store
+    with store.working():
+        digest = store.put_bytes(b"no name yet")
+        refused = run("gc", "--older-than", "0")
+        assert isinstance(refused.exception, Conflict)
+        assert refused.exception.code == "build_running"
+        assert store.has(digest)
+    run("gc", "--older-than", "0")
+    assert not store.has(digest)
+
+
+def test_a_writer_beside_it_loses_nothing_that_it_has_named(
+    home: Home, publish: Callable[..., Any]
+) -> None:
+    store = Store(home.store)
+    ended = Event()
+    collected: list[int] = []
+
+    def sweep() -> None:
+        other = Store(home.store)
+        while not ended.wait(0.02):
+            try:
+                collected.append(len(other.collect(grace_s=0).blobs))
+            except Conflict:
+                continue
+
+    thread = Thread(target=sweep)
+    thread.start()
+    try:
+        for number in range(20):
+            for _ in range(20):
+                try:
+                    if number % 2:
+                        with store.working():
+                            publish(store, name=f"m:{number}", weights=b"w%d" % number * 999)
+                    else:  # without the lock it may be refused, but never half named
+                        publish(store, name=f"m:{number}", weights=b"w%d" % number * 999)
+                    break
+                except (NotFound, FileNotFoundError):
+                    assert number % 2 == 0
+    finally:
+        ended.set()
+        thread.join()
+    assert collected
+    named = store.tags()
+    assert {f"m:{number}" for number in range(1, 20, 2)} <= {name for name, _ in named}
+    for _, descriptor in named:
+        assert not store.verify_artifact(descriptor.digest, force=True).failures
+
+
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_killed_at_any_deletion_the_next_one_goes_on(
+    published: Any, publish: Callable[..., Any], after: int
+) -> None:
+    store = published.store
+    publish(store, name="other:q8-0", weights=b"other" * 999)
+    for name, _ in store.tags():
+        if name.startswith("smol:"):
+            store.untag(name)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(store.root), str(after)])
+    assert done.returncode == -signal.SIGKILL
+    again = Store(store.root)
+    (other,) = (d for name, d in again.tags() if name == "other:q8-0")
+    assert not again.verify_artifact(other.digest, force=True).failures
+    assert not again.scrub().missing
+    again.collect(grace_s=0)
+    assert not again.has(published.weights)
+    assert not again.verify_artifact(other.digest, force=True).failures
+
+
+def test_a_named_manifest_that_cannot_be_read_stops_it(run: Run, published: Any) -> None:
+    path = published.store.path(published.manifest.digest)
+    os.chmod(path, 0o600)
+    path.write_bytes(b"{}")
+    refused = run("gc", "--older-than", "0")
+    assert isinstance(refused.exception, IntegrityError)
+    assert published.name in refused.exception.message
+    assert published.store.has(published.weights)
+
+
+def test_partials_and_quarantine_go_when_they_are_old(run: Run, published: Any) -> None:
+    with published.store.writer(key="k", expected=Digest("sha256:" + "0" * 64)) as writer:
+        writer.write(b"begun")
+    (published.store.root / "quarantine" / "x.y").write_bytes(b"bad")
+    assert json.loads(run("gc", "--json").stdout)["otherFiles"] == 0
+    assert json.loads(run("gc", "--older-than", "0", "--json").stdout)["otherFiles"] == 2
+
+
+def test_a_name_that_is_not_there_is_said_with_those_that_are(run: Run, published: Any) -> None:
+    for command in ("rm", "inspect", "verify"):
+        refused = run(command, "smol")
+        assert isinstance(refused.exception, NotFound)
+        assert "there are: smol:q8-0" in refused.exception.message
+    assert "did you mean 'smol:q8-0'" in str(run("inspect", "smoll:q8-0").exception)
+
+
+def test_an_empty_store_says_that_a_build_is_running(run: Run, home: Home) -> None:
+    with Store(home.store).working():
+        assert "flexinfer status" in run("ls").stdout
+    assert "flexinfer build" in run("ls").stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("0", 0), ("90s", 90), ("30m", 1800), ("2d", 172800)]
+)
+def test_a_time_is_read(text: str, seconds: float) -> None:
+    assert parse_age(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "5", "-1h", "1w", "1.5h"])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(InvalidInput, match="expected a time"):
+        parse_age(text)
