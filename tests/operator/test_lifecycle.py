@@ -562,3 +562,25 @@ def test_a_model_deleted_while_it_loads_is_stopped_at_once(drive: Drive) -> None
     drive.settle()
     drive.cluster.remove("tiny")
     assert [type(one) for one in drive.settle()] == [Stop]
+
+
+def test_only_equal_deaths_of_loads_point_to_the_artifact(drive: Drive) -> None:
+    drive.cluster.put(make_model("tiny"))
+
+    def dies(message: str) -> str:
+        drive.want(1)
+        drive.after(60)
+        drive.want(1)
+        drive.settle()
+        drive.cluster.crash(drive.only().id, message=message)
+        drive.settle()
+        return drive.failure().message
+
+    for _ in range(2):
+        assert "starts ended" not in dies("abort")
+    assert "the last 3 starts ended like this" in dies("abort")
+    assert "starts ended" not in dies("something else")
+    for _ in range(2):
+        last = dies("abort")
+    assert "starts ended" not in last
+    assert "the last 3 starts" in dies("abort")

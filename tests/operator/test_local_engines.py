@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import stat
 import urllib.error
 import urllib.request
@@ -169,10 +170,50 @@ def test_a_crash_during_the_load_is_told_with_its_cause_and_tried_again(
     play(scene)
 
 
+def test_an_engine_that_dies_in_its_load_again_and_again_says_how_where_and_what_it_points_to(
+    play: Play, tmp_path: Path
+) -> None:
+    hold = tmp_path / "hold"
+    hold.touch()
+
+    async def scene(world: LocalWorld) -> None:
+        await world.put("tiny", config={"holdWhile": str(hold)})
+        await world.say(lease(world, 1, ttl_s=100))
+        seen: set[str] = set()
+        for _ in range(3):
+
+            def is_loading(picture: Snapshot) -> bool:
+                return any(
+                    r.id not in seen and r.substage == "LoadingWeights"
+                    for r in replicas_of(picture, "tiny")
+                )
+
+            picture = await world.until("a load", is_loading)
+            (one,) = [r for r in replicas_of(picture, "tiny") if r.id not in seen]
+            seen.add(one.id)
+            os.kill(record_of(world.home, one).pid, signal.SIGABRT)
+            await world.until("its end", lambda p: not replicas_of(p, "tiny"))
+        model = await told(
+            world, "the cause", lambda m: m.failure is not None and "3 starts" in m.failure.message
+        )
+        failure = model.failure
+        assert failure is not None and failure.code == "engine_crashed"
+        assert "exit code -6, during its load (LoadingWeights)" in failure.message
+        assert "artifact verify" in failure.message and "started again after 4 s" in failure.message
+        status = await world.phase("tiny", "Failed")
+        assert "its last line: flexinfer: loading weights of 40 bytes" in status.message
+        # A client hears no log.
+        assert "weights of" not in failure.message
+
+    play(scene)
+
+
 def test_an_engine_killed_while_it_serves_is_replaced_for_those_who_wait(play: Play) -> None:
     async def scene(world: LocalWorld) -> None:
         first = await woken(world)
         os.kill(record_of(world.home, first).pid, 9)
+        crashes = await world.until("the crash", lambda p: bool(p.models[0].crashes))
+        assert crashes.models[0].crashes[0].message.endswith("exit code -9, while it served")
         await world.until(
             "another", lambda p: [r.id for r in replicas_of(p, "tiny")] not in ([], [first.id])
         )

@@ -42,7 +42,7 @@ from flexinfer_operator.local.ledger import (
     read_state,
     summarize,
 )
-from flexinfer_operator.local.logs import MAX_LOGS, newest_log, prune_logs
+from flexinfer_operator.local.logs import MAX_LOGS, last_words, newest_log, prune_logs
 from flexinfer_operator.local.machine import share, usable_cpus, usable_memory_bytes
 from flexinfer_operator.local.models import ModelFiles
 from flexinfer_operator.local.progress import Progress
@@ -430,6 +430,12 @@ def test_a_cancellation_is_never_lost_whenever_it_comes(steps: int) -> None:
             return await scene()
 
     assert asyncio.run(limited()) == "CancelledError"
+
+
+def test_the_last_words_of_a_log_are_one_short_clean_line() -> None:
+    assert last_words(()) == last_words(("", "  ")) == ""
+    assert last_words(("one", "two\x1b[0m\tend ", "")) == "two [0m end"
+    assert len(last_words(("x" * 9999,))) == 300
 
 
 # The command line

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 MAX_LOGS = 5
+_MAX_LAST_WORDS = 300
 _NAME = re.compile(r"engine-(?P<replica>(?P<model>.+)-[0-9a-f]{6}-[0-9]+)\.log(\.1)?")
 
 
@@ -32,3 +33,12 @@ def newest_log(folder: Path, model: str) -> Path | None:
         if (match := _NAME.fullmatch(file.name)) and match["model"] == model
     ]
     return max(found, key=lambda file: file.stat().st_mtime, default=None)
+
+
+def last_words(lines: Sequence[str]) -> str:
+    """Return the last of *lines* that says something, short and in one line; empty: none does."""
+    for line in reversed(lines):
+        plain = "".join(c if c.isprintable() else " " for c in line).strip()
+        if plain:
+            return plain if len(plain) <= _MAX_LAST_WORDS else f"{plain[: _MAX_LAST_WORDS - 1]}…"
+    return ""

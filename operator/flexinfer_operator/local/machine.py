@@ -32,11 +32,12 @@ def usable_memory_bytes(cgroup: Path = _CGROUP) -> int:
 def share(cpus: int, memory_bytes: int, *, models: int, max_loaded: int) -> Resources:
     """Return what each engine may use when as many run as there are Models, up to *max_loaded*.
 
-    Two engines that both take every processor wait for one another at each layer, so each gets its part from
-    the start: a running engine cannot be given fewer threads.
+    Memory is divided; processors are not: an engine that waits takes none, and two that both take every one lose
+    nothing as long as their threads do not spin (docs/notes/llamacpp-threads.md). A Model that must not slow another
+    says so with `config.threads`.
     """
     engines = max(1, min(models, max_loaded))
-    return Resources(threads=max(1, cpus // engines), memory_bytes=memory_bytes // engines)
+    return Resources(threads=max(1, cpus), memory_bytes=memory_bytes // engines)
 
 
 def _read(path: Path) -> str:

@@ -65,5 +65,5 @@ def announce_end(replica: str, model: str, crash: Crash | None) -> None:
     if crash is None:
         log.info("replica_stopped", replica=replica, model=model)
     else:
-        fields = {"code": crash.code, "error": crash.message}
+        fields = {"code": crash.code, "error": crash.message, "last_line": crash.detail}
         log.warning("replica_failed", replica=replica, model=model, **fields)

@@ -28,6 +28,7 @@ from flexinfer.process import UNKNOWN_EXIT
 from flexinfer.resources.model import Model
 from flexinfer.store import Checkout, Store
 from flexinfer_operator.local.hearing import Pace
+from flexinfer_operator.local.logs import last_words
 from flexinfer_operator.local.progress import Progress
 from flexinfer_operator.local.ticking import OwnReading, with_ticks
 from flexinfer_operator.local.tools import Tools
@@ -118,6 +119,11 @@ class Replica:
     _stop: asyncio.Task[None] | None = None
 
     @property
+    def stage(self) -> str:
+        """What its load is at."""
+        return self.progress.substage or "start"
+
+    @property
     def record_path(self) -> Path:
         return self.means.records / f"{self.id}.json"
 
@@ -140,8 +146,7 @@ class Replica:
         """Return it as a failure, from this moment on: nobody may start another before its back-off."""
         if self.state == "ready":
             return self._crash(code, f"the engine {why}")
-        stage = self.progress.substage or "start"
-        return self._crash(code, f"the load stopped moving ({stage}): {why}")
+        return self._crash(code, f"the load stopped moving ({self.stage}): {why}")
 
     def hear(self, silence: Silence | None) -> None:
         """Note which probes it left unanswered."""
@@ -223,8 +228,14 @@ class Replica:
         assert self.running is not None
         code = self.running.child.returncode
         cause = self._cause(None if code == UNKNOWN_EXIT else code)
-        message = cause.message if not cause.remedy else f"{cause.message}: {cause.remedy}"
-        return self._crash(cause.code, message, is_retryable=cause.retryable)
+        when = "while it served" if self.ready_s is not None else f"during its load ({self.stage})"
+        remedy = f": {cause.remedy}" if cause.remedy else ""
+        return self._crash(
+            cause.code,
+            f"{cause.message}, {when}{remedy}",
+            is_retryable=cause.retryable,
+            detail=last_words(self.running.child.tail(_TAIL_LINES)),
+        )
 
     def _cause(self, exit_code: int | None) -> Cause:
         assert self.running is not None
@@ -235,7 +246,9 @@ class Replica:
             words = f"the engine ended with exit code {exit_code}"
             return Cause(code="engine_crashed", message=words, remedy="", retryable=True)
 
-    def _crash(self, code: str, message: str, *, is_retryable: bool = True) -> Crash:
+    def _crash(
+        self, code: str, message: str, *, is_retryable: bool = True, detail: str = ""
+    ) -> Crash:
         now_s = self.means.clock.now_s()
         return Crash(
             revision=self.revision,
@@ -244,6 +257,7 @@ class Replica:
             message=message,
             ready_for_s=0.0 if self.ready_s is None else now_s - self.ready_s,
             retryable=is_retryable,
+            detail=detail,
         )
 
     def enter(self, substage: Substage) -> None:

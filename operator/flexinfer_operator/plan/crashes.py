@@ -9,6 +9,8 @@ from flexinfer_operator.plan.view import Crash, ModelView, Policy
 
 # A crash this many caps ago says nothing about the next start.
 _MEMORY_IN_CAPS = 10
+# Deaths of one artifact's load that say more of the artifact, or of the machine, than of chance.
+ALIKE_STARTS = 3
 
 
 def current_crash(view: ModelView, revision: str) -> Crash | None:
@@ -26,6 +28,39 @@ def retry_s(view: ModelView, revision: str, policy: Policy) -> float:
     if crash is None:
         return float("-inf")
     return crash.at_s + _delay_s(view.crashes, revision, policy)
+
+
+def words(view: ModelView, revision: str, policy: Policy) -> str:
+    """Return what to say of the crash that still speaks of *revision*: what happened, how often, what follows."""
+    crash = current_crash(view, revision)
+    if crash is None:
+        return ""
+    said = [crash.message]
+    alike = _alike(view, crash)
+    if alike >= ALIKE_STARTS:
+        said.append(
+            f"the last {alike} starts ended like this, so its file, or too little memory for it, is the probable "
+            "cause: see `flexinfer artifact verify` and `flexinfer doctor`"
+        )
+    delay_s = _delay_s(view.crashes, revision, policy)
+    if delay_s > 0:
+        said.append(f"where it is wanted it is started again after {delay_s:g} s")
+    return "; ".join(said)
+
+
+def _alike(view: ModelView, newest: Crash) -> int:
+    """Return how many starts in a row, up to the *newest* one, died in the same way during the load."""
+    alike = 0
+    for crash in reversed(view.crashes):
+        if (crash.revision, crash.code, crash.message, crash.ready_for_s) != (
+            newest.revision,
+            newest.code,
+            newest.message,
+            0.0,
+        ):
+            break
+        alike += 1
+    return alike
 
 
 def _delay_s(crashes: Sequence[Crash], revision: str, policy: Policy) -> float:

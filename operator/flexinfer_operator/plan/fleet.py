@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flexinfer.fleet import ColdStart, Failure, FleetModel, FleetReplica, ReplicaPhase
-from flexinfer_operator.plan.crashes import current_crash, retry_s
+from flexinfer_operator.plan.crashes import current_crash, retry_s, words
 from flexinfer_operator.plan.health import is_silent
 from flexinfer_operator.plan.replicas import Facts
 from flexinfer_operator.plan.view import ReplicaView
@@ -77,4 +77,5 @@ def _failure(facts: Facts, now_s: float) -> Failure | None:
     again_s = retry_s(facts.view, facts.revision, facts.policy)
     if crash is None or again_s <= now_s:
         return None
-    return Failure(code=crash.code, message=crash.message, retry_after_s=again_s - now_s)
+    message = words(facts.view, facts.revision, facts.policy)
+    return Failure(code=crash.code, message=message, retry_after_s=again_s - now_s)

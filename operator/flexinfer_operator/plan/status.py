@@ -13,6 +13,7 @@ from flexinfer.resources.model import (
     ModelStatus,
     Phase,
 )
+from flexinfer_operator.plan import crashes
 from flexinfer_operator.plan.crashes import current_crash
 from flexinfer_operator.plan.gate import Check
 from flexinfer_operator.plan.health import is_silent
@@ -105,7 +106,7 @@ def _serving_check(
             message = f"made room for {facts.view.preempted_by}"
             return Check(status="False", reason="Preempted", message=message)
         case "Failed" if crash is not None and facts.gate.is_open:
-            return Check(status="False", reason="BackendFailed", message=crash.message)
+            return Check(status="False", reason="BackendFailed", message=_crash(facts, crash))
         case "Idle":
             return Check(status="False", reason="WaitingForActivation")
     if no_room:
@@ -114,6 +115,11 @@ def _serving_check(
         if check.status != "True" and check.reason not in ("AliasConflict", "EditRefused"):
             return Check(status="False", reason=check.reason)
     return Check(status="False", reason=facts.gate.verified.reason)
+
+
+def _crash(facts: Facts, crash: Crash) -> str:
+    said = crashes.words(facts.view, facts.revision, facts.policy)
+    return f"{said}; its last line: {crash.detail}" if crash.detail else said
 
 
 def _silence(silent: list[ReplicaView]) -> str:
@@ -176,7 +182,7 @@ def _message(
     if facts.gate.failure is not None:
         return facts.gate.failure.message
     if crash is not None:
-        return crash.message
+        return _crash(facts, crash)
     if facts.view.edit_fault:
         return f"the newest edit is refused, the last good one holds: {facts.view.edit_fault}"
     if no_room:

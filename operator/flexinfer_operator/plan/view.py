@@ -156,6 +156,8 @@ class Crash:
     ready_for_s: float = 0.0
     """How long it had been ready; 0 for one that failed while loading."""
     retryable: bool = True
+    detail: str = ""
+    """The last line of its log: for the Model's owner, not for clients."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -171,10 +171,10 @@ class SimulatedCluster:
         self._replicas[replica] = replace(one, silence=silence)
         self._revisions.touch(one.model)
 
-    def crash(self, replica: str, *, retryable: bool = True) -> None:
+    def crash(self, replica: str, *, retryable: bool = True, message: str = "exit code 1") -> None:
         """End an engine that nobody asked to end."""
         one = self._replicas[replica]
-        self._note_crash(one, "engine_crashed", "exit code 1", retryable)
+        self._note_crash(one, "engine_crashed", message, retryable)
         self.ended(replica)
 
     def ended(self, replica: str) -> None:

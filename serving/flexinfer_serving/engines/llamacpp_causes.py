@@ -149,7 +149,7 @@ def _by_exit(code: int | None) -> Cause:
         return Cause(
             code="engine_killed",
             message=f"the engine was ended with {name}" + (f" {words}" if words else ""),
-            remedy="it is started again; if this repeats, look at its log and at the free memory",
+            remedy="look at its log and at the free memory",
             retryable=True,
         )
     if code in (126, 127):
