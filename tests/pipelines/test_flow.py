@@ -355,6 +355,31 @@ def test_a_step_that_fails_for_good_is_tried_once_and_its_error_is_the_last_word
     assert (task["name"], task["run_count"]) == ("resolve", 1)
 
 
+HANDLERS = """
+import asyncio, logging
+from prefect.logging.configuration import setup_logging
+from prefect.logging.handlers import APILogHandler
+from flexinfer_pipelines.flows import local
+
+def count():
+    loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict]
+    return sum(isinstance(one, APILogHandler) for logger in loggers for one in logger.handlers)
+
+setup_logging()
+before = count()
+asyncio.run(local._tell_the_rest())
+print(before > 0, count())
+"""
+
+
+def test_nothing_is_logged_to_a_server_that_may_have_ended(tmp_path: Path) -> None:
+    environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PREFECT_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", HANDLERS], env=environ, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.split() == ["True", "0"], done.stderr
+
+
 def test_a_failed_build_with_a_server_of_its_own_ends_with_its_error(tmp_path: Path) -> None:
     alone = Place(Home(tmp_path / "home").prepare(), "")
     done = alone.flexinfer(
