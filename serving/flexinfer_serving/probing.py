@@ -30,6 +30,7 @@ class Prober:
         self._current = current
         self._trusted = trusted
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._asked: dict[str, FleetReplica] = {}
 
     def start(self, replica: FleetReplica) -> None:
         """Ask *replica* until it answers or is another one. Nothing happens if it is being asked already."""
@@ -38,12 +39,13 @@ class Prober:
         log.warning("replica_suspected", model=self._current().name, replica=replica.id)
         task = asyncio.get_running_loop().create_task(self._ask(replica))
         self._tasks[replica.id] = task
+        self._asked[replica.id] = replica
         task.add_done_callback(lambda ended: self._forget(replica.id, ended))
 
     @property
     def suspects(self) -> tuple[str, ...]:
         """Return the ids of the replicas that are asked, and have not answered yet."""
-        return tuple(sorted(self._tasks))
+        return tuple(sorted(name for name, one in self._asked.items() if self._is_same(one)))
 
     def stop(self) -> None:
         for task in tuple(self._tasks.values()):
@@ -59,12 +61,14 @@ class Prober:
             if await self._probe(self._current(), replica):
                 break
         log.info("replica_trusted", model=self._current().name, replica=replica.id)
-        self._tasks.pop(replica.id, None)  # before it is told: it is no suspect any more
+        # Before it is told: it is no suspect any more.
+        self._tasks.pop(replica.id, None)
+        self._asked.pop(replica.id, None)
         self._trusted(replica.id)
 
     def _forget(self, replica: str, task: asyncio.Task[None]) -> None:
         if self._tasks.get(replica) is task:
-            del self._tasks[replica]
+            del self._tasks[replica], self._asked[replica]
 
     def _is_same(self, replica: FleetReplica) -> bool:
         return any(

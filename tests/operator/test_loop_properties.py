@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from flexinfer.fleet import DemandLease, FleetSnapshot
 from flexinfer_operator.plan.action import Drain, Start, Stop
-from flexinfer_operator.plan.view import Policy
+from flexinfer_operator.plan.view import Policy, Silence
 from flexinfer_operator.testing.drive import Drive, make_model
 
 NAMES = ("a", "b", "c")
@@ -76,6 +76,7 @@ class Loop(RuleBasedStateMachine):
         for router in self.routers:
             self.drive.cluster.book.connected(router.number)
         self.slots = dict.fromkeys(NAMES, 4)
+        self.silent: set[str] = set()
         for name in NAMES:
             self.put(name)
 
@@ -94,6 +95,10 @@ class Loop(RuleBasedStateMachine):
                 case Start():
                     assert (action.model, action.revision) not in loading, "two starts at once"
                     loading.add((action.model, action.revision))
+                case Stop(failed_as="engine_unresponsive"):
+                    assert action.replica in self.silent, "one that answers was taken for failed"
+                    for router in self.routers:
+                        router.lost(action.replica)
                 case Stop() if action.replica in ready:
                     for router in self.routers:
                         assert not router.uses(action.replica), "stopped with one in flight"
@@ -150,6 +155,20 @@ class Loop(RuleBasedStateMachine):
         for router in self.routers:
             router.lost(replica)
         self.turn()
+
+    @precondition(lambda self: any(r.state == "ready" for r in self.drive.cluster.replicas))
+    @rule(data=st.data(), tries=st.integers(0, 4), is_still=st.booleans())
+    def is_asked(self, data: st.DataObject, tries: int, is_still: bool) -> None:
+        """An engine leaves probes unanswered, or answers again (0)."""
+        ready = sorted(r.id for r in self.drive.cluster.replicas if r.state == "ready")
+        replica = data.draw(st.sampled_from(ready))
+        found = Silence(tries=tries, still_tries=tries if is_still else 0, lasted_s=3.0 * tries)
+        self.drive.cluster.unanswered(replica, found if tries else None)
+        if tries >= 3 and is_still:
+            self.silent.add(replica)
+        self.turn()
+        stopped = {r.id for r in self.drive.cluster.replicas if r.state == "stopping"}
+        assert replica in stopped or replica not in self.silent
 
     @rule()
     def processes_end(self) -> None:

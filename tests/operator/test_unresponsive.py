@@ -23,6 +23,8 @@ from flexinfer_operator.plan.action import Start, Stop
 from flexinfer_operator.plan.view import Policy, ReplicaView, Silence, Snapshot
 from flexinfer_operator.testing.drive import Drive, make_model
 from flexinfer_operator.testing.world import LocalWorld, replicas_of
+from flexinfer_serving.fleet.local import LocalFleet
+from flexinfer_serving.testing import running, until
 
 POLICY = Policy()
 PACE = Pace()
@@ -259,6 +261,32 @@ def test_a_frozen_engine_is_found_without_any_router(play: Play) -> None:
         )
 
     play(scene, pace=Pace(every_s=0.05, again_s=0.02, timeout_s=0.3, quick_s=0.05))
+
+
+@pytest.mark.parametrize("finds", ["operator", "router"])
+def test_requests_at_a_frozen_engine_and_after_it_are_answered(play: Play, finds: str) -> None:
+    """A real router before the operator, and real processes behind it."""
+
+    async def scene(world: LocalWorld) -> None:
+        await world.put("tiny")
+        fleet = LocalFleet(world.cluster.socket)
+        async with running(fleet, sink=fleet) as router:
+            await until(lambda: (s := router.router.dispatcher.snapshot) and s.find("tiny"))
+            first = (await router.chat(model="tiny")).json()["pid"]
+            os.kill(first, signal.SIGSTOP)
+            asked = asyncio.ensure_future(router.chat(model="tiny"))
+            await until(lambda: router.router.dispatcher.in_flight == {"tiny": 1})
+            if finds == "router":
+                # What a connection that broke before would have made of it.
+                dispatcher = router.router.dispatcher
+                (entry,) = dispatcher._entries.values()
+                dispatcher.suspect(entry, entry.model.replicas[0])
+            answers = [await asked, await router.chat(model="tiny")]
+            assert [one.status_code for one in answers] == [200, 200]
+            assert first not in [one.json()["pid"] for one in answers]
+
+    every_s = 0.05 if finds == "operator" else 600.0
+    play(scene, pace=Pace(every_s=every_s, again_s=0.02, timeout_s=0.3, quick_s=0.05))
 
 
 def test_an_engine_that_was_only_stopped_for_a_moment_goes_on(play: Play) -> None:

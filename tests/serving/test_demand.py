@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from flexinfer_serving.admission.budget import RetryBudget
 from flexinfer_serving.demand import Load, Schedule
 
@@ -55,6 +57,17 @@ def test_a_draining_replica_that_became_free_is_told_at_once() -> None:
     schedule = Schedule(ttl_s=9)
     sent(schedule, load(r1=1), 5)
     assert schedule.due_s(load(), frozenset({"r1"}), now_s=5.1) == 5.1
+
+
+def test_a_suspected_replica_is_told_at_once_and_once() -> None:
+    schedule = Schedule(ttl_s=9)
+    suspicious = replace(load(r1=1), suspects=("r1",))
+    sent(schedule, load(r1=1), 5)
+    assert schedule.due_s(suspicious, NONE, now_s=5.1) == 5.1
+    sent(schedule, suspicious, 5.1)
+    assert schedule.due_s(suspicious, NONE, now_s=5.2) == 8.1
+    assert schedule.due_s(load(r1=1), NONE, now_s=5.2) == 6.1
+    assert Schedule(ttl_s=9).due_s(replace(load(), suspects=("r1",)), NONE, now_s=1) == 1
 
 
 def test_a_draining_replica_is_acknowledged_by_a_router_that_never_used_it() -> None:

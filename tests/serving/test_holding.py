@@ -113,6 +113,21 @@ def test_a_draining_replica_is_acknowledged_and_gets_nothing_new() -> None:
     run(test)
 
 
+def test_a_replica_that_failed_is_named_to_the_operator_until_it_answers() -> None:
+    async def test() -> None:
+        async with cold(scripts.answers()) as (router, fleet, engine):
+            fleet.publish(replace(COLD, replicas=(replica("r0"),)))  # nobody listens there
+            ask = asyncio.ensure_future(router.chat())
+            await until(lambda: fleet.leases and fleet.leases[-1].suspects == ("r0",))
+            assert fleet.leases[-1].waiting == 1
+            fleet.publish(replace(COLD, replicas=(replica("r0"), replica("r1", engine.url))))
+            assert (await ask).status_code == 200
+            fleet.publish(replace(COLD, replicas=(replica("r0", engine.url),)))
+            await until(lambda: fleet.leases[-1].suspects == ())
+
+    run(test)
+
+
 def test_a_new_operator_hears_at_once_of_those_who_wait() -> None:
     async def test() -> None:
         async with cold(scripts.answers()) as (router, fleet, engine):
