@@ -189,7 +189,11 @@ class Engine(ABC):
 
     @abstractmethod
     def metric_names(self) -> Mapping[str, str]:
-        """Return our name for a measurement → the engine's metric: `running`, `waiting`, …"""
+        """Return our name for a measurement → the engine's metric: `running`, `waiting`, …
+
+        For whoever scrapes engines: a dashboard, an autoscaler of a cluster. On one machine nobody does; router and
+        operator count for themselves what they decide by.
+        """
 
 
 ENGINES: Registry[Engine] = Registry("flexinfer.engines", Engine)

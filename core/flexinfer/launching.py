@@ -12,7 +12,7 @@ import re
 import secrets as random
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import httpx
@@ -205,10 +205,12 @@ async def start_engine(
     model: str = "",
     nice: int = 0,
     lifeline: bool = False,
+    kept_open: tuple[int, ...] = (),
 ) -> RunningEngine:
     """Start one replica and return as soon as its process exists; `probe` tells when it is ready.
 
-    *name* is the replica's, and names its key's file; *model* is what answers call the model.
+    *name* is the replica's, and names its key's file; *model* is what answers call the model. *kept_open*: as in
+    `ProcessSpec`; the lease on the artifact's folder, that it holds as long as the engine runs, whoever starts it.
 
     Raises:
         InvalidInput: code `engine_name`: *name* cannot name a file.
@@ -246,7 +248,7 @@ async def start_engine(
     try:
         for path, text in keys.values():
             _write_secret(path, text)
-        child = await start(spec)
+        child = await start(replace(spec, kept_open=kept_open))
     except BaseException:
         for path, _ in keys.values():
             with suppress(OSError):

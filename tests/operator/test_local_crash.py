@@ -15,6 +15,7 @@ import pytest
 from flexinfer.fleet import DemandLease
 from flexinfer.places import Home
 from flexinfer.process import Record, is_alive
+from flexinfer.store import Store
 from flexinfer_operator.plan.view import ReplicaView
 from flexinfer_operator.testing.world import LocalWorld, write_file, write_model
 
@@ -93,6 +94,18 @@ def test_a_killed_operators_engine_is_adopted_with_its_key(
     assert replica.id == record.name and replica.url == record.extra["url"]
     assert len(replica.key) >= 32
     assert not is_alive(record)  # closing ended it
+
+
+def test_an_engine_without_an_operator_holds_its_artifact(
+    home: Home, operators: list[subprocess.Popen[bytes]]
+) -> None:
+    record = killed(home, operators)
+    store = Store(home.store)
+    assert store.leased() == {record.extra["digest"]}
+    assert store.collect_partials(0).checkouts == 0
+    os.killpg(record.pid, signal.SIGKILL)
+    asyncio.run(dead(record))
+    assert store.leased() == frozenset()
 
 
 def test_an_adopted_engine_of_an_old_revision_is_replaced(

@@ -25,7 +25,7 @@ _NOT_A_PROGRAM = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ENO
 async def start(spec: ProcessSpec) -> Child:
     """Start *spec* in the running loop, and return when the program is running: one or two milliseconds.
 
-    Own session and process group, standard input empty, no descriptor of ours open in it.
+    Own session and process group, standard input empty, no descriptor of ours open in it but those of `kept_open`.
 
     Raises:
         ProcessFailed: code `program_not_found` or `process_start_failed`; `process_log` for its log.
@@ -47,13 +47,13 @@ async def start(spec: ProcessSpec) -> Child:
         if words is not None:
             childs.callback(os.close, words)
         line: int | None = None
-        passed: tuple[int, ...] = ()
+        passed = spec.kept_open
         if spec.lifeline:
             end, line = os.pipe()
             ours.callback(os.close, line)
             childs.callback(os.close, end)
             environment[lifeline.VARIABLE] = str(end)
-            passed = (end,)
+            passed = (*passed, end)
         pid = _spawn(spec, environment, words=words, passed=passed)
         ours.pop_all()
     found = procfs.stat(pid)

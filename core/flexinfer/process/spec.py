@@ -35,6 +35,7 @@ class ProcessSpec:
     nice: 0 (as we run) to 19 (only when nothing else wants the core).
     grace_s: how long the group has after SIGTERM before SIGKILL.
     lifeline: the program is told when its parent is gone (see `lifeline`). Off for what shall be adopted.
+    kept_open: descriptors of ours that stay open in it under the same numbers, such as a lease that it shall hold.
     """
 
     name: str
@@ -48,6 +49,7 @@ class ProcessSpec:
     grace_s: float = GRACE_S
     lifeline: bool = True
     max_log_bytes: int = MAX_LOG_BYTES
+    kept_open: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what cannot be started.

@@ -342,6 +342,7 @@ async def _life(replica: Replica, order: Order) -> None:
         artifact=checkout.path,
         log_path=means.home.engine_log(order.id),
         model=replica.model,
+        kept_open=(checkout.lease_fd,),
     )
     replica.running = running
     started_s = clock.now_s()
