@@ -21,7 +21,7 @@ run-environment dev-environment:
 	@$(PYTHON) tools/install.py $(if $(filter dev-environment,$@),dev,run)
 
 test: dev-environment
-	@$(BIN)/python -m pytest -m "not heavy"
+	@$(BIN)/python -m pytest -m "not heavy" --hypothesis-profile=steady
 
 test-all: dev-environment
 	@$(BIN)/python -m pytest

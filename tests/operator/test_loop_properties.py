@@ -223,6 +223,8 @@ class Loop(RuleBasedStateMachine):
                     self.drive.cluster.ready(replica.id)
                 elif replica.state == "stopping":
                     self.drive.cluster.ended(replica.id)
+                elif replica.silence is not None:
+                    self.drive.cluster.unanswered(replica.id, None)
             self.drive.clock.advance(3)
         assert not any(sum(router.waiting.values()) for router in self.routers)
         left = {r.model for r in self.drive.cluster.replicas}
