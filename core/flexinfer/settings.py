@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -206,7 +206,7 @@ def load(
     for variable, text in environ.items():
         if not variable.startswith(_PREFIX) or variable in _RESERVED:
             continue
-        section, _, name = variable[len(_PREFIX) :].lower().partition("__")
+        section, name = _split_name(variable)
         if name not in _names(kind, section):
             known = [_variable(s, n) for s in kind.model_fields for n in _names(kind, s)]
             wrong.append(f"{variable}: unknown setting{nearest(variable, [*known, *_RESERVED])}")
@@ -224,6 +224,31 @@ def load(
     if wrong or result is None:
         raise InvalidInput("bad settings: " + "; ".join(wrong), code="bad_settings")
     return result
+
+
+def variables_of(sections: Iterable[str] | None, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of *environ* that set something in *sections*; None: in any, known or not."""
+    wanted = None if sections is None else frozenset(sections)
+    return {
+        variable: text
+        for variable, text in environ.items()
+        if variable.startswith(_PREFIX) and variable not in _RESERVED
+        if wanted is None or _split_name(variable)[0] in wanted
+    }
+
+
+def exposed_keys(files: Iterable[Path]) -> tuple[Path, ...]:
+    """Return those of *files* that hold API keys of the router and that others than their owner may read."""
+    found = []
+    for file in files:
+        try:
+            mode = file.stat().st_mode
+            serve = tomllib.loads(file.read_text("utf-8")).get("serve")
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+            continue  # `load` says what is wrong with it
+        if isinstance(serve, dict) and serve.get("api_keys") and mode & 0o044:
+            found.append(file)
+    return tuple(found)
 
 
 def setting_files(home: Path) -> tuple[Path, ...]:
@@ -268,6 +293,11 @@ def _names(kind: type[Settings], section: str) -> tuple[str, ...]:
     if field is None or not isinstance(field.annotation, type):
         return ()
     return tuple(field.annotation.model_fields) if issubclass(field.annotation, Section) else ()
+
+
+def _split_name(variable: str) -> tuple[str, str]:
+    section, _, name = variable[len(_PREFIX) :].lower().partition("__")
+    return section, name
 
 
 def _variable(section: str, name: str) -> str:

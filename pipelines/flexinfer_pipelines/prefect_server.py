@@ -29,11 +29,11 @@ from flexinfer.process import (
     ProcessSpec,
     groups_listening,
     holder,
-    inherited_environment,
     procfs,
     start,
     who_listens,
 )
+from flexinfer.programs import PREFECT_SERVER, environment_for
 from flexinfer.settings import Settings
 
 log = get_logger(__name__)
@@ -77,8 +77,7 @@ def server_spec(home: Home, port: int, environ: Mapping[str, str]) -> ProcessSpe
         name="prefect",
         argv=(sys.executable, "-P", "-m", "flexinfer", "pipelines", "server"),
         environment={
-            **inherited_environment("FLEXINFER_*", "PREFECT_*", environ=environ),
-            "FLEXINFER_HOME": str(home.root),
+            **environment_for(PREFECT_SERVER, home.root, environ=environ),
             "FLEXINFER_PREFECT__PORT": str(port),
         },
         cwd=home.root,

@@ -19,6 +19,7 @@ from flexinfer.errors import Conflict, Unavailable
 from flexinfer.files import replace_file
 from flexinfer.places import Home
 from flexinfer.process import ProcessSpec, holder, start
+from flexinfer.programs import BUILD, DRAWS, environment_for
 from flexinfer.settings import Settings
 from flexinfer_pipelines.target import find_target, parse_target
 
@@ -47,7 +48,7 @@ async def build(source: str, home: Home, environ: Mapping[str, str]) -> None:
         ProcessSpec(
             name="build",
             argv=(sys.executable, "-P", "-m", "flexinfer", "build", source),
-            environment={**environ, "FLEXINFER_HOME": str(home.root)},
+            environment=environment_for(BUILD, home.root, *DRAWS, environ=environ),
             cwd=Path.cwd(),
             inherit_output=True,
         )

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from flexinfer.errors import InvalidInput
 from flexinfer.process.procfs import MARK_VARIABLE
-from flexinfer.settings import Section, Settings, load
+from flexinfer.settings import Section, Settings, exposed_keys, load
 
 
 def _refusal(environ: dict[str, str], *files: Path) -> str:
@@ -116,6 +116,26 @@ def test_the_first_key_is_what_own_programs_send() -> None:
     serve = Settings.model_validate({"serve": {"api_keys": "one, two"}}).serve
     assert serve.authorization == {"authorization": "Bearer one"}
     assert Settings().serve.authorization == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "is_exposed"),
+    [
+        ("[serve]\napi_keys = ['one']\n", 0o644, True),
+        ("[serve]\napi_keys = 'one'\n", 0o640, True),
+        ("[serve]\napi_keys = ['one']\n", 0o600, False),
+        ("[serve]\napi_keys = []\nport = 1\n", 0o644, False),
+        ("serve = 1\n", 0o644, False),
+        ("[serve", 0o644, False),
+    ],
+)
+def test_a_file_with_keys_that_others_can_read_is_found(
+    tmp_path: Path, text: str, mode: int, is_exposed: bool
+) -> None:
+    file = tmp_path / "flexinfer.toml"
+    file.write_text(text)
+    file.chmod(mode)
+    assert exposed_keys((file, tmp_path / "absent.toml")) == ((file,) if is_exposed else ())
 
 
 def test_a_wait_cannot_be_endless() -> None:

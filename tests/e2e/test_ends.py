@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from flexinfer.process import Record
-from flexinfer.testing.running import RunningUp, wait_until
+from flexinfer.testing.running import RunningUp, processes, wait_until
 
 Make = Callable[..., RunningUp]
 
@@ -34,6 +34,21 @@ def make(tmp_path: Path, tools: Path) -> Iterator[Make]:
     for up in made:
         if up.process is not None and up.process.poll() is None:
             up.stop(signal.SIGKILL)
+
+
+def holders(up: RunningUp, secret: str) -> list[str]:
+    """Return the names of `up`'s processes that have *secret* in their environment, and the commands of others."""
+    names = {pid: name for name, pid in children(up).items()}
+    assert up.process is not None
+    names[up.process.pid] = "up"
+    found = []
+    for pid, line in processes():
+        try:
+            if secret.encode() in Path(f"/proc/{pid}/environ").read_bytes():
+                found.append(names.get(pid, line))
+        except OSError:
+            continue
+    return sorted(found)
 
 
 def children(up: RunningUp) -> dict[str, int]:
@@ -89,8 +104,9 @@ def test_one_that_was_stopped_goes_on_with_the_same_children(make: Make) -> None
 
 
 def test_a_kill_in_the_middle_of_a_build_leaves_nothing(make: Make, starter_gguf: Path) -> None:
-    """The operator's build and the Prefect server that it starts end by their lifelines."""
+    """The operator's build and the Prefect server that it starts end by their lifelines. Neither has a key."""
     up = make()
+    up.environ["FLEXINFER_SERVE__API_KEYS"] = secret = f"fxi_{up.port}_{os.getpid()}"
     model = up.home / "models" / "mine.yaml"
     model.write_text(
         "apiVersion: ai.flexinfer/v1alpha2\nkind: Model\nmetadata: {name: mine}\n"
@@ -101,6 +117,7 @@ def test_a_kill_in_the_middle_of_a_build_leaves_nothing(make: Make, starter_gguf
     builds = up.home / "run" / "builds"
     wait_until(lambda: any(builds.glob("*.json")), "the operator builds", limit_s=60)
     wait_until(lambda: any("pipelines server" in line for line in up.everything()), "a server")
+    assert holders(up, secret) == ["serve", "up"]
     up.stop(signal.SIGKILL)
     wait_until(lambda: up.everything() == [], "all notice that `up` is gone", limit_s=60)
 

@@ -18,8 +18,13 @@ def test_a_home_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     assert str(tmp_path / "file" / "home") in refused.stderr
 
 
-def test_a_taken_port_names_who_has_it(tmp_path: Path) -> None:
+def test_a_taken_port_names_who_has_it_and_keys_that_others_can_read_are_told(
+    tmp_path: Path,
+) -> None:
     one = RunningUp.at(tmp_path / "home", prefect=False)
+    keys = tmp_path / "flexinfer.toml"
+    keys.write_text("[serve]\napi_keys = ['fxi_secret']\n")
+    keys.chmod(0o644)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", one.port))
         taken.listen()
@@ -28,6 +33,8 @@ def test_a_taken_port_names_who_has_it(tmp_path: Path) -> None:
     assert "error[port_taken]" in refused.stderr
     assert str(one.port) in refused.stderr
     assert "FLEXINFER_SERVE__PORT" in refused.stderr
+    assert f"chmod 600 {keys}" in refused.stdout
+    assert "fxi_secret" not in refused.stdout + refused.stderr
 
 
 def test_bad_settings_are_all_named_at_once(tmp_path: Path) -> None:

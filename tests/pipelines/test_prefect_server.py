@@ -104,7 +104,9 @@ def test_state_lies_below_the_home_and_nothing_is_told_to_others(home: Home) -> 
 
 
 def test_the_spec_runs_us_with_the_home_it_is_for(home: Home) -> None:
-    spec = prefect_server.server_spec(home, 4300, dict(os.environ))
+    environ = {**os.environ, "FLEXINFER_SERVE__API_KEYS": "fxi_secret"}
+    spec = prefect_server.server_spec(home, 4300, environ)
+    assert "FLEXINFER_SERVE__API_KEYS" not in spec.environment
     assert spec.argv[0] == sys.executable
     assert spec.environment["FLEXINFER_HOME"] == str(home.root)
     assert spec.environment["FLEXINFER_PREFECT__PORT"] == "4300"

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flexinfer.errors import InvalidInput
+from flexinfer.programs import BUILD, OPERATOR, PREFECT_SERVER, ROUTER, Reads
 from flexinfer.settings import Settings
 
 # A child that ends more often than this within the window will not get better by itself.
@@ -25,13 +26,9 @@ class Service:
     """Behind `python -m flexinfer`."""
     is_essential: bool
     """Without it there is nothing to use: `up` ends when it cannot be kept running."""
-    passes: tuple[str, ...] = ()
-    """Variables that it gets beside our own settings; `PIP_*` is all that begin so."""
+    reads: Reads
+    """What it gets of the environment."""
     grace_s: float = 7.0
-
-
-# Credentials of sources and of the package index go to those who fetch, never to the router.
-FETCHES = ("PIP_*", "HF_*", "HUGGING_FACE_*", "PREFECT_*")
 
 
 def services(settings: Settings, environ: Mapping[str, str]) -> tuple[Service, ...]:
@@ -41,12 +38,13 @@ def services(settings: Settings, environ: Mapping[str, str]) -> tuple[Service, .
             name="operator",
             argv=("operator", "--local"),
             is_essential=True,
-            passes=FETCHES,
+            reads=OPERATOR,
         ),
         Service(
             name="serve",
             argv=("serve",),
             is_essential=True,
+            reads=ROUTER,
             grace_s=settings.serve.drain_delay_s + settings.serve.drain_timeout_s + 2.0,
         ),
     ]
@@ -57,7 +55,7 @@ def services(settings: Settings, environ: Mapping[str, str]) -> tuple[Service, .
                     name="prefect",
                     argv=("pipelines", "server"),
                     is_essential=False,
-                    passes=("PREFECT_*",),
+                    reads=PREFECT_SERVER,
                 )
             )
         found.append(
@@ -65,7 +63,7 @@ def services(settings: Settings, environ: Mapping[str, str]) -> tuple[Service, .
                 name="pipelines",
                 argv=("pipelines",),
                 is_essential=False,
-                passes=FETCHES,
+                reads=BUILD,
             )
         )
     return tuple(found)

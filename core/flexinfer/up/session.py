@@ -20,15 +20,15 @@ from flexinfer.process import (
     ProcessSpec,
     Record,
     end,
-    inherited_environment,
     is_alive,
     start,
     who_listens,
 )
-from flexinfer.settings import Settings
+from flexinfer.programs import BUILD, DRAWS, environment_for
+from flexinfer.settings import Settings, exposed_keys, setting_files
 from flexinfer.toolenv import ToolEnvironment
 from flexinfer.up import starter
-from flexinfer.up.services import FETCHES, Service, command, restart_delay_s, services
+from flexinfer.up.services import Service, command, restart_delay_s, services
 from flexinfer.up.terminal import Follower, Terminal, installing
 
 TOOLS = ("llamacpp", "gguf")
@@ -70,6 +70,7 @@ class Session:
         with _signals(self._stop, self._kill_all):
             try:
                 await self._end_orphans()
+                self._warn_of_exposed_keys()
                 self._check_ports()
                 await self._until_stopped(self._start_all())
                 if not self._stop.is_set():
@@ -142,6 +143,12 @@ class Session:
                     code="port_taken",
                 )
 
+    def _warn_of_exposed_keys(self) -> None:
+        for file in exposed_keys(setting_files(self.home.root)):
+            self.terminal.say(
+                f"{file} holds API keys and others can read it; make it yours alone: chmod 600 {file}"
+            )
+
     async def _prepare_tools(self) -> None:
         for name in TOOLS:
             environment = ToolEnvironment.named(name)
@@ -173,11 +180,9 @@ class Session:
         running.child = await start(spec)
         Record.of(running.child).write(self.home.up_records / f"{service.name}.json")
 
-    def _environment(self, service: Service) -> dict[str, str]:
-        found = inherited_environment("FLEXINFER_*", *service.passes, environ=self.environ)
-        found["FLEXINFER_HOME"] = str(self.home.root)
-        found["PYTHONUNBUFFERED"] = "1"
-        return found
+    def _environment(self, service: Service, *names: str) -> dict[str, str]:
+        found = environment_for(service.reads, self.home.root, *names, environ=self.environ)
+        return {**found, "PYTHONUNBUFFERED": "1"}
 
     async def _watch(self, running: _Running) -> None:
         """Start a child again that ended by itself, later each time, and not for ever."""
@@ -231,13 +236,13 @@ class Session:
             name="build",
             argv=("build", starter.TARGET),
             is_essential=True,
-            passes=(*FETCHES, "TERM", "COLUMNS", "LINES", "NO_COLOR"),
+            reads=BUILD,
         )
         child = await start(
             ProcessSpec(
                 name=service.name,
                 argv=command(service),
-                environment=self._environment(service),
+                environment=self._environment(service, *DRAWS),
                 cwd=Path.cwd(),
                 inherit_output=True,
             )

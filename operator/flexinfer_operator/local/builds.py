@@ -12,15 +12,14 @@ from flexinfer.clock import Clock
 from flexinfer.errors import FlexInferError
 from flexinfer.log import get_logger
 from flexinfer.places import Home
-from flexinfer.process import Child, ProcessSpec, inherited_environment, start
+from flexinfer.process import Child, ProcessSpec, start
+from flexinfer.programs import BUILD, environment_for
 from flexinfer_operator.plan.view import BuildFailure, Builds
 
 log = get_logger(__name__)
 
 MAX_FAILURES = 16
 _STOP_GRACE_S = 3.0
-# What the build reads of our environment: our settings, and the credentials of sources and of the package index.
-_PASSED = ("FLEXINFER_*", "PIP_*", "HF_*", "HUGGING_FACE_*", "PREFECT_*")
 
 BuildCommand = Callable[[str], tuple[str, ...]]
 """A source → the program that builds it."""
@@ -114,10 +113,7 @@ class Builder:
             ProcessSpec(
                 name="build",
                 argv=self._command(source),
-                environment={
-                    **inherited_environment(*_PASSED),
-                    "FLEXINFER_HOME": str(self._home.root),
-                },
+                environment=environment_for(BUILD, self._home.root),
                 cwd=Path.cwd(),  # `./catalogs` and `flexinfer.toml` are looked for there
                 log_path=log_path,
                 nice=self._nice,

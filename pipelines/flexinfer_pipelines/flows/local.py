@@ -9,6 +9,7 @@ from contextlib import suppress
 
 from flexinfer.clock import SystemClock
 from flexinfer.places import Home
+from flexinfer.programs import BUILD, forget_unread
 from flexinfer.settings import Settings
 from flexinfer_pipelines import prefect_server
 from flexinfer_pipelines.recorded import recorded
@@ -103,5 +104,6 @@ async def _tell_the_rest() -> None:
 
 def _tell(home: Home, api: prefect_server.Found) -> None:
     """Set what Prefect reads when it is imported: in this process and for the runs that it starts."""
+    forget_unread(BUILD, os.environ)
     os.environ.update(prefect_server.environment(home, os.environ))
     os.environ["PREFECT_API_URL"] = api.url

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flexinfer.programs import BUILD, OPERATOR, PREFECT_SERVER, ROUTER
 from flexinfer.settings import PrefectSection, Settings
 from flexinfer.up.services import MAX_EXITS, WINDOW_S, restart_delay_s, services
 
@@ -30,9 +31,13 @@ def test_prefect_can_be_left_out() -> None:
     assert names(settings, {}) == ["operator", "serve"]
 
 
-def test_the_router_never_gets_tokens_of_sources() -> None:
-    router = next(s for s in services(Settings(), {}) if s.name == "serve")
-    assert router.passes == ()
+def test_each_service_gets_what_it_reads() -> None:
+    assert {service.name: service.reads for service in services(Settings(), {})} == {
+        "operator": OPERATOR,
+        "serve": ROUTER,
+        "prefect": PREFECT_SERVER,
+        "pipelines": BUILD,
+    }
 
 
 def test_each_start_waits_longer() -> None:
