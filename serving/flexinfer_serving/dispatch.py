@@ -100,10 +100,10 @@ class Ticket:
         """Free the place or the slot."""
         self._dispatcher.finish(self._entry, self)
 
-    def give_back(self, *, suspect: bool, replica: FleetReplica) -> None:
-        """Nothing was answered: wait again, at the old place. `decision` is a new future."""
+    def give_back(self, replica: FleetReplica) -> None:
+        """*replica* answered nothing and is suspected: wait again, at the old place. `decision` is a new future."""
         self.decision = asyncio.get_running_loop().create_future()
-        self._dispatcher.give_back(self._entry, self, suspect=suspect, replica=replica)
+        self._dispatcher.give_back(self._entry, self, replica)
 
     def heard(self, replica: FleetReplica, seconds: float) -> None:
         """The answer began, *seconds* after the request was sent."""
@@ -227,13 +227,10 @@ class Dispatcher:
         if entry.is_removed and not entry.tickets:
             self._forget(entry)
 
-    def give_back(
-        self, entry: _Entry, ticket: Ticket, *, suspect: bool, replica: FleetReplica
-    ) -> None:
+    def give_back(self, entry: _Entry, ticket: Ticket, replica: FleetReplica) -> None:
         now_s = self._clock.now_s()
-        effects = entry.gate.returned(ticket.request, now_s=now_s, suspect=suspect)
-        if suspect:
-            entry.probe(replica)
+        effects = entry.gate.returned(ticket.request, now_s=now_s)
+        entry.probe(replica)
         self._settle(entry, effects, now_s)
 
     def suspect(self, entry: _Entry, replica: FleetReplica) -> None:

@@ -223,7 +223,7 @@ class Exchange:
         may_retry = cause != "timeout" and retry < MAX_RETRIES
         if may_retry and (cause == "connect" or self._router.retries.take()):
             self._account.retried(cause)
-            ticket.give_back(suspect=True, replica=replica)
+            ticket.give_back(replica)
             return None
         ticket.suspect(replica)
         raise error

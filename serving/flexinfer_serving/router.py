@@ -92,12 +92,6 @@ class Router:
                 ) from error
         return self._engines[model.backend]
 
-    def model_label(self, name: str) -> str:
-        """Return *name* if a snapshot has it, else `other`: labels stay bounded."""
-        snapshot = self.dispatcher.snapshot
-        found = snapshot.find(name) if snapshot and name else None
-        return found.name if found else "other"
-
     async def run(self) -> None:
         """Follow the fleet until cancelled, then let go of everything."""
         try:

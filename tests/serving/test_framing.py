@@ -65,5 +65,16 @@ def test_two_framings_are_refused_in_either_order(first: bool) -> None:
     assert code(b"POST / HTTP/1.1\r\nHost: x\r\n" + lines + b"\r\n") == "bad_framing"
 
 
+@pytest.mark.parametrize(("count", "expected"), [(100, ""), (101, "header_fields_too_large")])
+def test_a_head_has_at_most_a_hundred_headers(count: int, expected: str) -> None:
+    head = b"GET / HTTP/1.1\r\n" + b"a:b\r\n" * count + b"\r\n"
+    try:
+        check_head(head, limit_bytes=len(head))
+        found = ""
+    except InvalidInput as error:
+        found = error.code
+    assert found == expected
+
+
 def test_a_transfer_encoding_in_the_old_version_is_refused() -> None:
     assert code(b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n") == "bad_framing"

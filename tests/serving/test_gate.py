@@ -228,10 +228,64 @@ def test_a_request_given_back_keeps_its_place_and_goes_elsewhere() -> None:
     arrive(two, A)
     arrive(two, B)
     arrive(two, C)
-    two.returned(A, now_s=1, suspect=True)
+    two.returned(A, now_s=1)
     (effect,) = two.finished(B, now_s=2)
     assert isinstance(effect, Admit)
     assert (effect.request, effect.replica) == (A, "r2")
+
+
+def test_time_at_a_replica_is_not_charged_to_the_wait_of_one_given_back() -> None:
+    two = gate(
+        replace(READY, replicas=(replica("r1"), replica("r2"))), saturated_wait_s=10, max_requests=8
+    )
+    arrive(two, A)
+    arrive(two, B)
+    assert two.returned(A, now_s=30) == []
+    assert two.next_due_s == 40
+    assert refused(two.tick(now_s=40)) == {A: "model_overloaded"}
+
+
+def test_time_at_a_replica_that_is_not_up_is_not_charged_either() -> None:
+    one = gate(READY)
+    arrive(one, A)
+    update(one, replace(READY, replicas=(replica("r1", phase="loading"),)), 5)
+    assert one.returned(A, now_s=50) == [Wake()]
+    assert one.next_due_s == 50 + READY.cold_start_timeout_s
+
+
+def test_retry_after_of_a_busy_pool_grows_with_how_long_its_answers_take() -> None:
+    def told(answer_s: float) -> float:
+        busy = gate(READY, saturated_wait_s=0)
+        for number in range(30):
+            start_s = number * answer_s
+            arrive(busy, RequestId(number), start_s)
+            busy.finished(RequestId(number), now_s=start_s + answer_s)
+        arrive(busy, RequestId(100), 900)
+        (effect,) = arrive(busy, RequestId(101), 900)
+        assert isinstance(effect, Refuse) and effect.retry_after_s is not None
+        return effect.retry_after_s
+
+    assert told(0.1) == 1
+    # One slot and one request ahead: two answers of 8 seconds, by what the last 30 took.
+    assert 8 <= told(8) <= 16.1
+
+
+def test_a_deadline_after_the_usual_end_of_the_load_may_wait_though_a_slow_start_would_miss_it() -> (
+    None
+):
+    cold = gate(replace(COLD, cold_start=ColdStart(p50_s=4, p95_s=20, samples=9)))
+    assert refused(arrive(cold, A, deadline_s=5)) == {}
+    assert refused(arrive(cold, B, deadline_s=3)) == {B: "model_loading"}
+
+
+def test_a_replica_at_another_address_is_another_process_and_not_suspected() -> None:
+    one = gate(replace(READY, replicas=(replica("r1", "http://127.0.0.1:1"),)))
+    one.suspected("r1", now_s=0)
+    arrive(one, A, 1)
+    same = replace(READY, replicas=(replica("r1", "http://127.0.0.1:1"),))
+    assert admitted(update(one, same, 2)) == []
+    moved = replace(READY, replicas=(replica("r1", "http://127.0.0.1:2"),))
+    assert admitted(update(one, moved, 3)) == [A]
 
 
 def test_a_suspected_replica_gets_nothing_until_it_is_trusted() -> None:

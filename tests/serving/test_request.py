@@ -294,7 +294,7 @@ def test_an_escaped_key_is_the_same_key() -> None:
 )
 def test_an_image_address_is_never_fetched(url: str) -> None:
     part = {"type": "image_url", "image_url": {"url": url}}
-    assert refusal(messages=[{"role": "user", "content": [part]}]).code == "source_not_allowed"
+    assert refusal(messages=[{"role": "user", "content": [part]}]).code == "image_url_not_allowed"
 
 
 def test_image_data_passes() -> None:

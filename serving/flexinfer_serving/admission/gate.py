@@ -47,8 +47,18 @@ class _Waiting:
     deadline_s: float
     empty_mark_s: float
     full_mark_s: float
-    """The two budgets' clocks when it arrived."""
-    excluded: frozenset[str] = frozenset()
+    """The two budgets' clocks when it arrived, later by what passed while it was at a replica."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Flight:
+    """An admitted request, and the clocks at its admission."""
+
+    waiting: _Waiting
+    replica: str
+    since_s: float
+    empty_s: float
+    full_s: float
 
 
 class Gate:
@@ -60,7 +70,7 @@ class Gate:
         self._model = model
         self._pool = Pool()
         self._queue: dict[RequestId, _Waiting] = {}
-        self._flights: dict[RequestId, tuple[str, float, _Waiting]] = {}
+        self._flights: dict[RequestId, _Flight] = {}
         self._queued_bytes = 0
         self._clock_s = now_s
         self._empty_s = 0.0
@@ -143,19 +153,24 @@ class Gate:
         self._advance(now_s)
         flight = self._land(request)
         if flight is not None:
-            self._answer_s += 0.2 * ((now_s - flight[1]) - self._answer_s)
+            self._answer_s += 0.2 * ((now_s - flight.since_s) - self._answer_s)
         return self._drain(now_s)
 
-    def returned(self, request: RequestId, *, now_s: float, suspect: bool) -> list[Effect]:
-        """Nothing of an admitted request was answered: let it wait again, at its old place."""
+    def returned(self, request: RequestId, *, now_s: float) -> list[Effect]:
+        """Nothing of an admitted request was answered: suspect its replica, let it wait again, at its old place."""
         self._advance(now_s)
         flight = self._land(request)
         if flight is None:
             return self._drain(now_s)
-        replica, _, waiting = flight
-        if suspect:
-            self._pool.suspect(replica)
-        self._enqueue(replace(waiting, excluded=waiting.excluded | {replica}))
+        self._pool.suspect(flight.replica)
+        waiting = flight.waiting
+        self._enqueue(
+            replace(
+                waiting,
+                empty_mark_s=waiting.empty_mark_s + self._empty_s - flight.empty_s,
+                full_mark_s=waiting.full_mark_s + self._full_s - flight.full_s,
+            )
+        )
         self._queue = dict(sorted(self._queue.items()))
         return [*self._drain(now_s), *self._wake(now_s)]
 
@@ -214,7 +229,7 @@ class Gate:
             # Only a measured estimate may refuse: a guess could turn away one that would have made it.
             if estimate.samples and deadline_s < since + estimate.p50_s:
                 return self._loading(request, now_s, "would not be up by the caller's deadline")
-        has_place = not self._queue and bool(self._pool.candidates(frozenset()))
+        has_place = not self._queue and bool(self._pool.candidates())
         if not has_place and (
             len(self._queue) >= self._limits.max_requests
             or self._queued_bytes + size_bytes > self._limits.max_bytes
@@ -244,7 +259,7 @@ class Gate:
                 held_s = now_s - waiting.arrived_s
                 return self._loading(waiting.request, now_s, f"was not up within {held_s:.1f} s")
             return refused
-        candidates = self._pool.candidates(waiting.excluded)
+        candidates = self._pool.candidates()
         if candidates:
             return self._admit(waiting, candidates, now_s)
         if self._spent_s(waiting) <= now_s:
@@ -255,7 +270,10 @@ class Gate:
     def _admit(self, waiting: _Waiting, candidates: list[Candidate], now_s: float) -> Admit:
         choice = self._strategy.pick(candidates, waiting.route)
         self._pool.take(choice.replica)
-        self._flights[waiting.request] = (choice.replica, now_s, waiting)
+        self._flights[waiting.request] = _Flight(
+            waiting=waiting, replica=choice.replica, since_s=now_s,
+            empty_s=self._empty_s, full_s=self._full_s,
+        )  # fmt: skip
         return Admit(
             request=waiting.request,
             replica=choice.replica,
@@ -367,8 +385,8 @@ class Gate:
         if waiting is not None:
             self._queued_bytes -= waiting.size_bytes
 
-    def _land(self, request: RequestId) -> tuple[str, float, _Waiting] | None:
+    def _land(self, request: RequestId) -> _Flight | None:
         flight = self._flights.pop(request, None)
         if flight is not None:
-            self._pool.land(flight[0])
+            self._pool.land(flight.replica)
         return flight

@@ -55,17 +55,15 @@ class Pool:
         for name, replica in seen.items():
             self._adopt_replica(name, replica)
 
-    def candidates(self, excluded: frozenset[str]) -> list[Candidate]:
-        """Return the usable replicas with room, without *excluded* unless no other one has any."""
-        found = [
+    def candidates(self) -> list[Candidate]:
+        """Return the usable replicas with room."""
+        return [
             Candidate(
                 replica=name, in_flight=r.in_flight, slots=self._slots, last_picked=r.last_picked
             )
             for name, r in self._replicas.items()
             if r.is_usable and r.in_flight < self._slots
         ]
-        # A replica that failed a request before is its last resort, not forbidden: it may be the only one.
-        return [one for one in found if one.replica not in excluded] or found
 
     def take(self, name: str) -> None:
         """Count one request in flight at *name*."""

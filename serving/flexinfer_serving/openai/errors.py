@@ -28,17 +28,6 @@ _STATUS_OF_CODE = {
     "method_not_allowed": 405,
     "host_not_allowed": 421,
     "origin_not_allowed": 403,
-    "router_stopping": 503,
-    "model_failed": 503,
-    "model_loading": 503,
-    "model_unavailable": 503,
-    "model_overloaded": 429,
-    "deadline_exceeded": 504,
-    "upstream_unavailable": 503,
-    "upstream_disconnected": 502,
-    "upstream_incomplete": 502,
-    "upstream_invalid": 502,
-    "upstream_timeout": 504,
 }
 _STATUS_OF_KIND: tuple[tuple[type[FlexInferError], int], ...] = (
     (InvalidInput, 400),

@@ -252,7 +252,7 @@ def _image(name: str, raw: msgspec.Raw) -> None:
     url = image if isinstance(image, str) else image.url
     if not url.startswith("data:"):
         raise wrong(
-            name, "image_url: only data: URLs, nothing is fetched", code="source_not_allowed"
+            name, "image_url: only data: URLs, nothing is fetched", code="image_url_not_allowed"
         )
 
 

@@ -6,7 +6,6 @@ middle of one, a client never sees half of it, and what we add stands on its own
 
 from __future__ import annotations
 
-import json
 import re
 
 from flexinfer.errors import IntegrityError
@@ -67,13 +66,6 @@ def comment(text: str) -> bytes:
 def error_event(answer: Answer) -> bytes:
     """Return the event that ends a failed stream. No `[DONE]` follows it."""
     return b"data: " + answer.body() + b"\n\n"
-
-
-def data_event(value: object) -> bytes:
-    """Return one event with *value* as JSON."""
-    return (
-        b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
-    )
 
 
 def _cut(buffer: bytes, old: int) -> int:
