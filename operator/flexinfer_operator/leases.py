@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, field, replace
 
 from flexinfer.fleet import DemandLease
 from flexinfer_operator.plan.view import LeaseView, RouterView
 
-# More than any fleet has; a router that invents names cannot fill memory.
+# More than any fleet has. With what is kept of names beside them, it bounds what a router that invents names can fill.
 MAX_LEASES = 10_000
 # A lease may not outlive its router for longer than this, whatever it asks for.
 MAX_TTL_S = 120.0
@@ -21,9 +22,20 @@ class _Connection:
 
 
 class LeaseBook:
-    """Leases by router and Model, the routers that are connected, and when each Model and replica was last used."""
+    """Leases by router and Model, the routers that are connected, and when each Model and replica was last used.
 
-    def __init__(self, *, max_ttl_s: float = MAX_TTL_S) -> None:
+    models, replicas: those that exist, whenever they are asked. A lease may name others, which a router knew a moment
+    ago or invents: nothing outlives it then.
+    """
+
+    def __init__(
+        self,
+        *,
+        models: Container[str],
+        replicas: Container[str],
+        max_ttl_s: float = MAX_TTL_S,
+    ) -> None:
+        self._models, self._replicas = models, replicas
         self._max_ttl_s = max_ttl_s
         self._leases: dict[tuple[str, str], LeaseView] = {}
         self._connections: dict[int, _Connection] = {}
@@ -68,14 +80,10 @@ class LeaseBook:
         for key in ended:
             view = self._leases.pop(key)
             if view.lease.is_busy:
-                self._model_active_s[view.lease.model] = max(
-                    view.expires_s, self._model_active_s.get(view.lease.model, view.expires_s)
-                )
+                self._note_model(view.lease.model, view.expires_s)
+        for connection in self._connections.values() if ended else ():
+            connection.models.difference_update(ended)
         return tuple({model for _, model in ended})
-
-    def next_expiry_s(self) -> float | None:
-        """Return when `expire` is next needed; None: there is no lease."""
-        return min((view.expires_s for view in self._leases.values()), default=None)
 
     def leases(self) -> tuple[LeaseView, ...]:
         return tuple(self._leases.values())
@@ -107,17 +115,18 @@ class LeaseBook:
 
     def _note_activity(self, view: LeaseView, now_s: float) -> None:
         lease = view.lease
-        active_s: float | None = None
         if lease.is_busy:
-            active_s = now_s
+            self._note_model(lease.model, now_s)
         elif lease.idle_s is not None:
-            active_s = now_s - max(lease.idle_s, 0.0)
-        if active_s is not None:
-            before_s = self._model_active_s.get(lease.model, active_s)
-            self._model_active_s[lease.model] = max(before_s, active_s)
+            self._note_model(lease.model, now_s - max(lease.idle_s, 0.0))
         for replica, count in lease.in_flight.items():
-            if count > 0:
+            if count > 0 and replica in self._replicas:
                 self._replica_active_s[replica] = now_s
+
+    def _note_model(self, model: str, active_s: float) -> None:
+        if model in self._models:
+            before_s = self._model_active_s.get(model, active_s)
+            self._model_active_s[model] = max(before_s, active_s)
 
 
 def _says(lease: DemandLease) -> tuple[object, ...]:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexinfer.fleet import DemandLease, Failure, FleetModel, FleetReplica
-from flexinfer_operator.leases import MAX_LEASES, LeaseBook
+from flexinfer_operator.leases import MAX_LEASES, MAX_TTL_S, LeaseBook
 from flexinfer_operator.plan.demand import sum_leases
 from flexinfer_operator.publication import Publication
 
@@ -17,11 +17,27 @@ def lease(model: str = "m", router: str = "r", **fields: object) -> DemandLease:
     return DemandLease(**{"router": router, "model": model, **fields})  # type: ignore[arg-type]
 
 
+def book_of(max_ttl_s: float = MAX_TTL_S) -> LeaseBook:
+    """A book of a cluster that has Models `m` and `other` and replicas `a` and `b`."""
+    return LeaseBook(models={"m", "other"}, replicas={"a", "b"}, max_ttl_s=max_ttl_s)
+
+
+def size_of(book: LeaseBook) -> int:
+    """How many names are kept, however deep."""
+    from_connections = sum(len(one.models) for one in book._connections.values())
+    return (
+        len(book._leases)
+        + len(book._model_active_s)
+        + len(book._replica_active_s)
+        + from_connections
+    )
+
+
 MODEL = FleetModel(name="m", backend="b", context_tokens=1, slots=1)
 
 
 def test_a_lease_ends_with_its_time_and_was_busy_until_then() -> None:
-    book = LeaseBook()
+    book = book_of()
     book.take(1, lease(in_flight={"a": 1}, ttl_s=10), now_s=100)
     assert book.expire(109.9) == ()
     assert book.expire(110) == ("m",)
@@ -30,16 +46,16 @@ def test_a_lease_ends_with_its_time_and_was_busy_until_then() -> None:
 
 
 def test_the_same_words_again_are_no_news_but_live_longer() -> None:
-    book = LeaseBook()
+    book = book_of()
     assert book.take(1, lease(waiting=1, ttl_s=10), now_s=100)
     assert not book.take(1, lease(waiting=1, oldest_wait_s=5, ttl_s=10), now_s=105)
-    assert book.next_expiry_s() == 115
+    assert [view.expires_s for view in book.leases()] == [115]
     assert book.take(1, lease(waiting=2, ttl_s=10), now_s=106)
     assert book.take(1, lease(waiting=2, generation=7, ttl_s=10), now_s=106)
 
 
 def test_a_router_that_left_is_forgotten_after_the_grace_unless_it_came_back() -> None:
-    book = LeaseBook()
+    book = book_of()
     book.take(1, lease(waiting=1, ttl_s=60), now_s=100)
     book.take(1, lease("other", waiting=1, ttl_s=60), now_s=100)
     book.take(2, lease(waiting=1, ttl_s=60), now_s=100.5)
@@ -50,7 +66,7 @@ def test_a_router_that_left_is_forgotten_after_the_grace_unless_it_came_back() -
 
 
 def test_a_router_without_a_lease_has_applied_nothing() -> None:
-    book = LeaseBook()
+    book = book_of()
     book.connected(5)
     assert [router.generation for router in book.routers()] == [0]
     book.take(5, lease(generation=9), now_s=0)
@@ -59,13 +75,13 @@ def test_a_router_without_a_lease_has_applied_nothing() -> None:
 
 
 def test_no_lease_outlives_the_longest_that_is_allowed() -> None:
-    book = LeaseBook(max_ttl_s=30)
+    book = book_of(max_ttl_s=30)
     book.take(1, lease(ttl_s=1e9), now_s=0)
-    assert book.next_expiry_s() == 30
+    assert [view.expires_s for view in book.leases()] == [30]
 
 
 def test_activity_is_when_a_request_was_last_there() -> None:
-    book = LeaseBook()
+    book = book_of()
     book.take(1, lease(idle_s=30.0), now_s=100)
     assert book.model_active_s("m") == 70
     book.take(1, lease(idle_s=50.0), now_s=101)
@@ -75,14 +91,47 @@ def test_activity_is_when_a_request_was_last_there() -> None:
 
 
 def test_a_flood_of_names_is_bounded() -> None:
-    book = LeaseBook()
+    book = book_of()
     for number in range(MAX_LEASES + 50):
         book.take(1, lease(f"m{number}"), now_s=0)
     assert len(book.leases()) == MAX_LEASES
 
 
+def test_names_that_nobody_knows_leave_nothing_when_their_leases_end() -> None:
+    book = book_of()
+    for number in range(3000):
+        told = lease(f"m{number}", waiting=1, in_flight={f"r{number}": 1}, ttl_s=1)
+        book.take(1, told, now_s=number)
+        book.expire(number)
+    book.take(1, lease("m", waiting=1, in_flight={"a": 1}, ttl_s=1), now_s=3000)
+    book.expire(3001)
+    assert size_of(book) == 2
+    assert book.model_active_s("m") == 3001 and book.replica_active_s("a") == 3000
+
+
+def test_a_late_word_of_a_replica_that_is_gone_is_not_kept() -> None:
+    replicas = {"a"}
+    book = LeaseBook(models={"m"}, replicas=replicas)
+    book.take(1, lease(in_flight={"a": 1}), now_s=0)
+    replicas.remove("a")
+    book.forget_replica("a")
+    book.take(1, lease(in_flight={"a": 1}), now_s=1)
+    assert book.replica_active_s("a") is None
+
+
+def test_a_late_word_of_a_model_that_is_gone_is_not_kept() -> None:
+    models = {"m"}
+    book = LeaseBook(models=models, replicas=())
+    book.take(1, lease(waiting=1, ttl_s=5), now_s=0)
+    models.remove("m")
+    book.forget_model("m")
+    book.take(1, lease(waiting=1, ttl_s=5), now_s=1)
+    book.expire(6)
+    assert size_of(book) == 0
+
+
 def test_a_forgotten_model_leaves_nothing() -> None:
-    book = LeaseBook()
+    book = book_of()
     book.take(1, lease(waiting=1), now_s=0)
     book.forget_model("m")
     assert book.leases() == () and book.model_active_s("m") is None
@@ -99,7 +148,7 @@ def test_a_forgotten_model_leaves_nothing() -> None:
     )
 )  # fmt: skip
 def test_demand_is_the_sum_of_what_is_alive(said: list[tuple[str, int, int, float, float]]) -> None:
-    book, now_s = LeaseBook(), 0.0
+    book, now_s = book_of(), 0.0
     alive: dict[str, tuple[float, int, int]] = {}
     for router, waiting, flying, ttl_s, pause_s in said:
         now_s += pause_s

@@ -7,6 +7,7 @@ import errno
 import os
 import sqlite3
 import sys
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from flexinfer_operator.local.binding import Binder
 from flexinfer_operator.local.ledger import machine_name, read_state
 from flexinfer_operator.local.models import ModelFiles
 from flexinfer_operator.local.sight import Seen, Sight
+from flexinfer_operator.plan.action import Build
 from flexinfer_operator.plan.view import ModelView, Snapshot
 from flexinfer_operator.testing.world import (
     LocalWorld,
@@ -492,6 +494,74 @@ def test_a_build_that_fails_is_shown_with_its_last_words(play: Play) -> None:
         assert view is not None and view.status is not None and view.status.phase == "Pending"
 
     play(scene, build=fails)
+
+
+def test_a_build_that_ends_during_a_look_is_judged_by_the_next_one(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = f"file://{home.work}/tiny.gguf"
+    begun, first, second = threading.Event(), threading.Event(), threading.Event()
+    resolve = Store.resolve
+
+    def slowly(store: Store, name: str) -> Descriptor:
+        try:
+            return resolve(store, name)
+        finally:  # what it found is already old when it tells it
+            gate = second if begun.is_set() else first
+            begun.set()
+            assert gate.wait(20)
+
+    async def scene(world: LocalWorld) -> None:
+        write_file(home, "tiny", source=source)
+        picture = await world.until("tiny", lambda p: view_of(p) is not None)
+        with monkeypatch.context() as patch, capture_logs() as logs:
+            patch.setattr(Store, "resolve", slowly)
+            write_file(home, "tiny", source=source, aliases=["seen"])
+            await world.until("the look", lambda _: begun.is_set())
+            build = Build(model="tiny", source=source, reference="", why="test")
+            await world.cluster.apply(build, observed=picture.revision)
+            ended = "build_finished"
+            await world.until("its end", lambda _: any(one["event"] == ended for one in logs))
+            first.set()
+            picture = await world.until(
+                "what the look found",
+                lambda p: (v := view_of(p)) is not None and v.model.spec.aliases == ("seen",),
+            )
+            view = view_of(picture)
+            assert view is not None and not view.bound.is_cached
+            assert view.builds.is_running and view.builds.failures == ()
+            second.set()
+            await world.until(
+                "what the build left",
+                lambda p: (
+                    (v := view_of(p)) is not None and v.bound.is_cached and not v.builds.is_running
+                ),
+            )
+
+    async def whole() -> None:
+        async with LocalWorld(home, build=restores(home, b"weights")) as world:
+            await scene(world)
+
+    asyncio.run(whole())
+
+
+def test_two_models_of_one_source_count_one_failure_of_its_build(home: Home) -> None:
+    source = f"file://{home.work}/none.gguf"
+
+    async def scene() -> None:
+        async with LocalWorld(home, build=succeeds) as world:
+            for name in ("tiny", "other"):
+                write_file(home, name, source=source)
+            picture = await world.until("both", lambda p: len(p.models) == 2)
+            build = Build(model="tiny", source=source, reference="", why="test")
+            await world.cluster.apply(build, observed=picture.revision)
+            picture = await world.until(
+                "its failure", lambda p: any(view.builds.failures for view in p.models)
+            )
+            assert [len(view.builds.failures) for view in picture.models] == [1, 1]
+            assert not any(view.builds.is_running for view in picture.models)
+
+    asyncio.run(scene())
 
 
 def test_a_build_ends_with_the_operator(play: Play, home: Home) -> None:

@@ -44,9 +44,10 @@ from flexinfer_operator.local.notices import (
 from flexinfer_operator.local.pool import Pool
 from flexinfer_operator.local.replica import Means, Replica
 from flexinfer_operator.local.routers import RouterServer
-from flexinfer_operator.local.shelf import Known, Shelf
+from flexinfer_operator.local.shelf import Shelf
 from flexinfer_operator.local.sight import Sight
 from flexinfer_operator.local.tools import HomeTools, Tools
+from flexinfer_operator.local.verdicts import Verdicts
 from flexinfer_operator.plan.action import Action, Build, Drain, Start, Stop, Undrain
 from flexinfer_operator.plan.view import Crash, Policy, Snapshot
 from flexinfer_operator.publication import Publication
@@ -94,12 +95,12 @@ class LocalCluster:
         )
         self._desk = Desk(home.state_db, clock)
         self._shelf = Shelf(clock)
-        self._book = LeaseBook()
         self._publication = Publication(first_generation=int(clock.unix_s() * 1000))
         self._routers = RouterServer(home.operator_socket, self, self._newest)
         self._builder = Builder(
             home, clock, nice=settings.build.nice, on_end=self._build_ended, command=build
         )
+        self._verdicts = Verdicts(self._builder)
         self._client = httpx.AsyncClient(trust_env=False)
         means = Means(
             home=home,
@@ -112,6 +113,7 @@ class LocalCluster:
         )
         self._records = means.records
         self._pool = Pool(means, engines, max_loaded=self._policy.max_loaded)
+        self._book = LeaseBook(models=self._shelf, replicas=self._pool)
         self._revisions = Revisions()
         self._look_now = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
@@ -189,7 +191,7 @@ class LocalCluster:
             policy=self._policy,
             models=tuple(
                 known.view(
-                    builds=self._builder.state(known.model.spec.source),
+                    builds=self._verdicts.state(known.model.spec.source),
                     last_active_s=self._book.model_active_s(name),
                 )
                 for name, known in self._shelf.items()
@@ -332,9 +334,13 @@ class LocalCluster:
     def _build_ended(self, source: str, is_good: bool) -> None:
         """Look what it left, where it ended well; until then it counts as running."""
         self._look_now.set()
+        if is_good:
+            self._verdicts.ended(source)
+        self._touch_all_of(source)
+
+    def _touch_all_of(self, source: str) -> None:
         for name, known in self._shelf.items():
             if known.model.spec.source == source:
-                known.is_build_unseen = is_good
                 self._revisions.touch(name)
 
     def _estimated(self, digest: str) -> None:
@@ -347,11 +353,11 @@ class LocalCluster:
 
     async def _look(self, with_catalog: bool) -> None:
         """Read what changed in `models/`, the store and the catalog, and bind what that concerns anew."""
-        unseen = any(known.is_build_unseen for _, known in self._shelf.items())
+        unseen = self._verdicts.unseen()
         seen = await self._sight.look(
             lambda name: self._shelf.status(name, self._desk.known(name)),
             with_catalog=with_catalog,
-            is_asked=unseen,
+            is_asked=bool(unseen),
         )
         if seen is None:
             return
@@ -361,7 +367,8 @@ class LocalCluster:
             known, is_different = self._shelf.put(written[name], binding, remembered)
             if known.cold_starts is None and known.bound.digest:
                 known.cold_starts = self._desk.estimate(known.bound.digest)
-            self._settle_build(known)
+            if known.bound.is_cached:
+                self._builder.succeeded(known.model.spec.source)
             if is_different:
                 self._desk.save(name, known.remembered())
                 self._revisions.touch(name)
@@ -369,19 +376,9 @@ class LocalCluster:
             self._shelf.delete(name)
             self._revisions.touch(name)
             self._forget_if_gone(name)
-
-    def _settle_build(self, known: Known) -> None:
-        source = known.model.spec.source
-        if known.bound.unreadable is not None:
-            return
-        if known.bound.is_cached:
-            self._builder.succeeded(source)
-        elif known.is_build_unseen:
-            why = known.bound.damage or f"nothing is published as {known.bound.reference}"
-            self._builder.failed(source, f"the build ended well, and yet: {why}")
-        if known.is_build_unseen:
-            known.is_build_unseen = False
-            self._revisions.touch(known.name)
+        models = [known for _, known in self._shelf.items()]
+        for source in self._verdicts.settle(unseen, models, bound=seen.bindings):
+            self._touch_all_of(source)
 
     # The picture
 

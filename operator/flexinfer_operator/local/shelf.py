@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import ItemsView
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from flexinfer.clock import Clock
 from flexinfer.engine import EngineArtifact
@@ -39,8 +39,6 @@ class Known:
     status: ModelStatus | None = None
     damaged_s: float | None = None
     """When a start last found that its bytes are not what they must be."""
-    is_build_unseen: bool = False
-    """A build ended well, and what it left was not looked at yet."""
 
     @property
     def name(self) -> str:
@@ -59,7 +57,7 @@ class Known:
             edit_fault=self.edit_fault,
             bound=self.bound,
             engine=self.engine,
-            builds=replace(builds, is_running=True) if self.is_build_unseen else builds,
+            builds=builds,
             crashes=self.crashes,
             starts=self.starts,
             last_active_s=last_active_s,
@@ -86,6 +84,9 @@ class Shelf:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._known: dict[str, Known] = {}
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._known
 
     def get(self, name: str) -> Known | None:
         return self._known.get(name)

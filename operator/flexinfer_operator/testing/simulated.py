@@ -51,7 +51,7 @@ class SimulatedCluster:
         self._models: dict[str, ModelView] = {}
         self._replicas: dict[str, ReplicaView] = {}
         self._revisions = Revisions()
-        self.book = LeaseBook()
+        self.book = LeaseBook(models=self._models, replicas=self._replicas)
         self.publication = Publication(first_generation=1000)
         self.applied: list[Action] = []
 
