@@ -6,7 +6,13 @@ from collections.abc import Callable
 from functools import cache
 
 from flexinfer.engine import Engine, EngineArtifact, Resources
-from flexinfer.errors import FlexInferError
+from flexinfer.errors import (
+    FlexInferError,
+    InvalidInput,
+    NotFound,
+    PluginNotInstalled,
+    UnknownPlugin,
+)
 from flexinfer.fleet import Failure
 from flexinfer.log import get_logger
 from flexinfer.plugins import names
@@ -24,6 +30,9 @@ _ROUTING_FIELD = "spec.routing.strategy"
 
 EngineLookup = Callable[[str], type[Engine]]
 """Name of a backend → its class; raises as `Registry.get`."""
+
+Offered = Callable[[str], EngineArtifact | None]
+"""A source → its artifact; None: not built yet. Raises NotFound or InvalidInput for a source that means nothing."""
 
 # For a launch that is only asked whether it could be.
 _ANY = Resources(threads=1, memory_bytes=1 << 30)
@@ -53,20 +62,59 @@ def engine_facts(
         return EngineFacts(fault=Failure(code="plugin_error", message=message))
 
 
-def edit_problems(lookup: EngineLookup, document: Document[Model]) -> tuple[Problem, ...]:
-    """Return what the engine's plug-in refuses of `spec.config`, each at its place. A plug-in that is not here, or
-    fails, refuses nothing: the Model's conditions say so."""
+def edit_problems(
+    lookup: EngineLookup, document: Document[Model], offered: Offered
+) -> tuple[Problem, ...]:
+    """Return why *document* may not take the place of a Model that is there, each reason at its place: a source, a
+    backend, a strategy or a setting that means nothing here. What cannot be said now refuses nothing: the Model's
+    conditions say so."""
     spec = document.value.spec
+    problems = _strategy_edit(document)
+    artifact = None
     try:
-        found = lookup(spec.backend)().problems(spec.config)
+        artifact = offered(spec.source)
+    except (NotFound, InvalidInput) as error:
+        problems.append(document.problem(("spec", "source"), f"source: {error.message}"))
+    except (FlexInferError, OSError) as error:
+        log.warning("edit_source_unread", source=spec.source, error=str(error))
+    return (*problems, *_engine_edit(lookup, document, artifact))
+
+
+def _strategy_edit(document: Document[Model]) -> list[Problem]:
+    where = ("metadata", "annotations", ROUTING_ANNOTATION)
+    if not document.value.metadata.annotations.get(ROUTING_ANNOTATION):
+        where = ("spec", "routing", "strategy")
+    return [document.problem(where, one) for one in strategy_problems(document.value)]
+
+
+def _engine_edit(
+    lookup: EngineLookup, document: Document[Model], artifact: EngineArtifact | None
+) -> list[Problem]:
+    spec, root = document.value.spec, document.root
+    backend = ("spec", "backend")
+    try:
+        engine = lookup(spec.backend)()
+        found = engine.problems(spec.config)
+    except (UnknownPlugin, PluginNotInstalled) as error:
+        return [document.problem(backend, f"backend: {error.message}")]
     except Exception:  # engine_facts asks it too, and logs what it did
-        return ()
-    return tuple(
-        Problem(
-            find(document.root, ("spec", "config", one.key))[0], f"config.{one.key}: {one.message}"
-        )
-        for one in found
-    )
+        return []
+    if found:
+        marks = [find(root, ("spec", "config", one.key))[0] for one in found]
+        return [
+            Problem(mark, f"config.{one.key}: {one.message}")
+            for mark, one in zip(marks, found, strict=True)
+        ]
+    if artifact is None:
+        return []
+    if artifact.format not in engine.formats:
+        loads = ", ".join(sorted(engine.formats))
+        message = f"backend: {spec.backend} loads {loads}; the source is {artifact.format}"
+        return [document.problem(backend, message)]
+    fault = engine_facts(lookup, spec, artifact).fault
+    if fault is None or fault.code == "plugin_error":
+        return []
+    return [document.problem(("spec", "config"), f"config: {fault.message}")]
 
 
 def strategy_problems(model: Model) -> tuple[str, ...]:

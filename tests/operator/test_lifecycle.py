@@ -462,6 +462,25 @@ def test_a_build_that_fails_is_tried_again_ever_later_and_not_for_ever(drive: Dr
     assert drive.after(100_000) == ()
 
 
+def test_a_build_that_would_fail_again_keeps_nobody_waiting_and_is_tried_again(
+    drive: Drive,
+) -> None:
+    drive.cluster.put(make_model(), bound=ABSENT)
+    drive.want(1, ttl_s=1000)
+    assert [type(one) for one in drive.settle()] == [Build]
+    assert drive.told().failure is None  # they are held: it may be there soon
+    drive.cluster.built("tiny", failure="error[source_not_found]: no such file", is_final=True)
+    drive.settle()
+    failure = drive.failure()
+    assert (failure.code, failure.retry_after_s) == ("build_failed", pytest.approx(15))
+    assert "source_not_found" in failure.message
+    assert drive.cluster.status("tiny").phase == "Failed"
+    assert [type(one) for one in drive.after(15)] == [Build]
+    drive.cluster.built("tiny")
+    drive.settle()
+    assert drive.told().failure is None
+
+
 def test_damaged_bytes_are_fetched_again_once_and_never_started(drive: Drive) -> None:
     drive.cluster.put(make_model(), bound=DAMAGED)
     drive.want(1, ttl_s=100)

@@ -564,6 +564,19 @@ def test_two_models_of_one_source_count_one_failure_of_its_build(home: Home) -> 
     asyncio.run(scene())
 
 
+def test_a_build_whose_source_is_not_there_fails_the_model_at_once(play: Play) -> None:
+    def fails(source: str) -> tuple[str, ...]:
+        words = "import sys; print('error[source_not_found]: no such file'); sys.exit(4)"
+        return (sys.executable, "-c", words)
+
+    async def scene(world: LocalWorld) -> None:
+        write_file(world.home, "tiny", source=f"file://{world.home.work}/none.gguf")
+        status = await world.phase("tiny", "Failed")
+        assert "source_not_found" in status.message
+
+    play(scene, build=fails)
+
+
 def test_a_build_ends_with_the_operator(play: Play, home: Home) -> None:
     mark = home.work / "pid"
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from flexinfer.engine import ENGINES
+import pytest
+
+from flexinfer.engine import ENGINES, EngineArtifact
+from flexinfer.errors import NotFound
 from flexinfer.places import Home
 from flexinfer_operator.facts import edit_problems
 from flexinfer_operator.local.models import ModelFiles
@@ -18,9 +21,34 @@ spec:
 """
 
 
-def looked_at(home: Home, *texts: str) -> ModelFiles:
+BUILT = EngineArtifact(
+    digest="sha256:" + "a" * 64,
+    format="gguf",
+    quantization="Q8_0",
+    architecture="llama",
+    files=("m.gguf",),
+    size_bytes=1,
+    context_length=2048,
+    has_chat_template=True,
+)
+
+
+def offered(source: str) -> EngineArtifact | None:
+    """A machine where `m` is built, `n` is not, and nothing else means anything."""
+    if source == "file:///m.gguf":
+        return BUILT
+    if source == "file:///n.gguf":
+        return None
+    raise NotFound(f"no such thing as {source}", code="variant_not_found")
+
+
+def looked_at(home: Home, *texts: str, said: list[str] | None = None) -> ModelFiles:
     """Return what is known after each of *texts* was there for two looks."""
-    files = ModelFiles(home.models, check=lambda found: edit_problems(ENGINES.get, found))
+    files = ModelFiles(
+        home.models,
+        check=lambda found: edit_problems(ENGINES.get, found, offered),
+        on_fault=None if said is None else said.append,
+    )
     for count, text in enumerate(texts):
         (home.models / "a.yaml").write_text(text + "\n" * count, "utf-8")
         files.scan()
@@ -52,7 +80,67 @@ def test_a_new_file_that_only_the_engine_refuses_is_a_model(home: Home) -> None:
     assert files.written()["a"].fault == ""
 
 
-def test_an_engine_that_is_not_here_refuses_nothing(home: Home) -> None:
-    text = TEXT.replace("  config:", "  backend: nowhere\n  config:")
-    files = looked_at(home, TEXT, text)
-    assert files.written()["a"].model.spec.backend == "nowhere"
+@pytest.mark.parametrize(
+    ("before", "after", "place", "words"),
+    [
+        ("  config:", "  backend: nowhere\n  config:", "a.yaml:6:12: backend", "known: llamacpp"),
+        ("m.gguf", "o.gguf", "a.yaml:5:11: source", "no such thing"),
+        ("512", "4096", "a.yaml:7:5: config", "2048"),
+        (
+            "  config:",
+            "  routing: {strategy: leest-loaded}\n  config:",
+            "a.yaml:6:23:",
+            "least-loaded",
+        ),
+    ],
+)
+def test_an_edit_that_means_nothing_here_is_refused_with_its_place(
+    home: Home, before: str, after: str, place: str, words: str
+) -> None:
+    said: list[str] = []
+    files = looked_at(home, TEXT, TEXT.replace(before, after), said=said)
+    one = files.written()["a"]
+    assert one.model.spec.config == {"contextTokens": 512}
+    assert (one.model.spec.backend, one.model.spec.source) == ("llamacpp", "file:///m.gguf")
+    assert place in one.fault and words in one.fault
+    assert said == [one.fault]
+
+
+def test_an_edit_to_what_is_not_built_yet_is_taken(home: Home) -> None:
+    files = looked_at(home, TEXT, TEXT.replace("m.gguf", "n.gguf"))
+    assert files.written()["a"].model.spec.source == "file:///n.gguf"
+
+
+def test_a_refused_edit_is_taken_once_it_means_something(home: Home) -> None:
+    is_there = False
+
+    def found(source: str) -> EngineArtifact | None:
+        return None if is_there else offered(source)
+
+    check = lambda one: edit_problems(ENGINES.get, one, found)  # noqa: E731
+    files = ModelFiles(home.models, check=check)
+    for text in (TEXT, TEXT.replace("m.gguf", "later.gguf")):
+        (home.models / "a.yaml").write_text(text, "utf-8")
+        files.scan()
+        files.scan()
+    assert not files.reconsider()
+    assert files.written()["a"].model.spec.source == "file:///m.gguf"
+    is_there = True
+    assert files.reconsider()
+    assert files.written()["a"].model.spec.source == "file:///later.gguf"
+    assert files.written()["a"].fault == ""
+
+
+def test_the_file_that_was_there_first_keeps_the_name(home: Home) -> None:
+    said: list[str] = []
+    files = ModelFiles(home.models, on_fault=said.append)
+    (home.models / "b.yaml").write_text(TEXT, "utf-8")
+    files.scan()
+    files.written()
+    (home.models / "a.yaml").write_text(TEXT.replace("512", "1024"), "utf-8")
+    files.scan()
+    one = files.written()["a"]
+    assert one.file.name == "b.yaml"
+    assert "a.yaml: Model 'a' is defined in" in one.fault
+    files.written()
+    assert said == [one.fault]

@@ -89,10 +89,31 @@ class Binder:
         problems = (*engine.problems, *strategy_problems(model))
         return Binding(bound=bound, engine=replace(engine, problems=problems), artifact=artifact)
 
+    def offered(self, source: str) -> EngineArtifact | None:
+        """Return the artifact that *source* stands for; None: it is not built.
+
+        Raises:
+            NotFound, InvalidInput: it means nothing here, by the catalog as it is now.
+            OSError, FlexInferError: the disk or the store cannot tell now.
+        """
+        parsed = parse_source(source)
+        try:
+            reference = wanted(parsed, self._loaded())[2]
+        except NotFound:  # the entry may be as new as whoever asks
+            self._catalog = Catalog.load(self._paths())
+            reference = wanted(parsed, self._catalog)[2]
+        digest = self._digest(reference, None)
+        return None if digest is None else engine_artifact(self._store.artifact(digest), digest)
+
     def keep_only(self, models: Collection[str]) -> None:
         """Watch the blobs of *models* and of no others."""
         for name in self._blobs.keys() - set(models):
             del self._blobs[name]
+
+    def _loaded(self) -> Catalog:
+        if self._catalog is None:
+            self._catalog = Catalog.load(self._paths())
+        return self._catalog
 
     def _has_touched_blobs(self) -> bool:
         return any(
@@ -114,10 +135,8 @@ class Binder:
     def _bound(
         self, model: Model, status: ModelStatus | None
     ) -> tuple[Bound, EngineArtifact | None]:
-        if self._catalog is None:
-            self._catalog = Catalog.load(self._paths())
         try:
-            _, _, reference = wanted(parse_source(model.spec.source), self._catalog)
+            _, _, reference = wanted(parse_source(model.spec.source), self._loaded())
         except FlexInferError as error:
             return Bound(fault=Failure(code=error.code, message=error.message)), None
         digest = self._digest(reference, status)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from flexinfer.clock import Clock
-from flexinfer.errors import FlexInferError
+from flexinfer.errors import FlexInferError, IntegrityError, InvalidInput, NotFound, Unauthorized
 from flexinfer.log import get_logger
 from flexinfer.places import Home
 from flexinfer.process import Child, ProcessSpec, start
@@ -19,6 +19,10 @@ from flexinfer_operator.plan.view import BuildFailure, Builds
 log = get_logger(__name__)
 
 MAX_FAILURES = 16
+# What `flexinfer build` ends with where trying the same again is in vain.
+_FINAL_EXITS = frozenset(
+    kind.exit_code for kind in (InvalidInput, Unauthorized, NotFound, IntegrityError)
+)
 _STOP_GRACE_S = 3.0
 
 BuildCommand = Callable[[str], tuple[str, ...]]
@@ -66,10 +70,10 @@ class Builder:
         if source not in self._tasks:
             self._states.pop(source, None)
 
-    def failed(self, source: str, message: str) -> None:
-        """Count a build that ended well and left the artifact incomplete all the same."""
-        now_s = self._clock.now_s()
-        failures = (*self.state(source).failures, BuildFailure(at_s=now_s, message=message))
+    def failed(self, source: str, message: str, *, is_final: bool = False) -> None:
+        """Count a build that failed, or ended well and left the artifact incomplete all the same."""
+        failure = BuildFailure(at_s=self._clock.now_s(), message=message, is_final=is_final)
+        failures = (*self.state(source).failures, failure)
         self._states[source] = Builds(
             is_running=source in self._tasks, failures=failures[-MAX_FAILURES:]
         )
@@ -82,11 +86,11 @@ class Builder:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self, source: str, why: str) -> None:
-        failure = ""
+        failure, is_final = "", False
         try:
             async with self._turn:
                 log.info("build_started", source=source, why=why, human=f"building {source}")
-                failure = await self._built(source)
+                failure, is_final = await self._built(source)
         except FlexInferError as error:
             failure = error.message
         except asyncio.CancelledError:
@@ -98,7 +102,7 @@ class Builder:
             del self._tasks[source]
             self._states[source] = replace(self.state(source), is_running=False)
         if failure:
-            self.failed(source, failure)
+            self.failed(source, failure, is_final=is_final)
             log.warning(
                 "build_failed", source=source, error=failure, human=f"build of {source}: {failure}"
             )
@@ -106,8 +110,8 @@ class Builder:
             log.info("build_finished", source=source, human=f"built {source}")
         self._on_end(source, not failure)
 
-    async def _built(self, source: str) -> str:
-        """Return why the build failed; empty: it did not."""
+    async def _built(self, source: str) -> tuple[str, bool]:
+        """Return why the build failed (empty: it did not) and whether it would fail again."""
         log_path = self._home.log("operator-build")
         child: Child = await start(
             ProcessSpec(
@@ -126,6 +130,9 @@ class Builder:
             await child.stop()
             raise
         if code == 0:
-            return ""
+            return "", False
         last = next((line for line in reversed(child.tail(20)) if line.strip()), "no output")
-        return f"exit code {code}: {last.strip()[:500]} (all of it: {log_path})"
+        return (
+            f"exit code {code}: {last.strip()[:500]} (all of it: {log_path})",
+            code in _FINAL_EXITS,
+        )

@@ -1,7 +1,8 @@
 """The Models that a user wrote: `models/*.yaml`, and what became of each file's newest edit.
 
-An edit that is no Model, or one that its engine refuses, changes nothing: the file's last good state holds, and the
-edit's fault is shown. A new file that only its engine refuses is a Model, whose condition says why.
+An edit that is no Model, or whose source, backend, strategy or setting means nothing here, changes nothing: the
+file's last good state holds, and the edit's fault is shown. A new file of which only that is wrong is a Model, whose
+condition says why.
 """
 
 from __future__ import annotations
@@ -62,6 +63,10 @@ class ModelFiles:
         self._check = check
         self._on_fault = on_fault
         self._files: dict[Path, _File] = {}
+        self._owners: dict[str, Path] = {}
+        """By Model: the file that defined it first."""
+        self._doubles: dict[Path, str] = {}
+        """Files that define a Model that another file has, and the sentence that says so."""
 
     def scan(self) -> bool:
         """Look again, reading only files that changed; return whether anything is different now."""
@@ -81,8 +86,7 @@ class ModelFiles:
                         continue
                 if before.doubt:
                     self._files[file] = replace(before, fault=before.doubt, doubt="")
-                    if self._on_fault is not None:
-                        self._on_fault(before.doubt)
+                    self._say(before.doubt)
                     changed = True
                 continue
             now = self._read(file, signature, before)
@@ -91,6 +95,27 @@ class ModelFiles:
                 log.info("model_file_accepted", file=str(file), human=f"{file}: accepted")
             changed = changed or not now.doubt
         return changed
+
+    def reconsider(self) -> bool:
+        """Read refused files again: what they lacked may be there now. Return whether anything is different."""
+        changed = False
+        for file, before in list(self._files.items()):
+            if not before.fault:
+                continue
+            now = self._read(file, before.signature, before)
+            if not now.doubt:
+                self._files[file] = now
+                log.info("model_file_accepted", file=str(file), human=f"{file}: accepted")
+                changed = True
+            elif not now.is_unread and now.doubt != before.fault:
+                self._files[file] = replace(before, fault=now.doubt)
+                self._say(now.doubt)
+                changed = True
+        return changed
+
+    def _say(self, fault: str) -> None:
+        if self._on_fault is not None:
+            self._on_fault(fault)
 
     def _read(self, file: Path, signature: Signature, before: _File | None) -> _File:
         model = None if before is None else before.model
@@ -108,20 +133,35 @@ class ModelFiles:
             )
 
     def written(self) -> dict[str, WrittenModel]:
-        """Return the Models by name. Where two files define one, the first file's is taken."""
-        found: dict[str, WrittenModel] = {}
+        """Return the Models by name. Where two files define one, the file's is taken that did so first."""
+        found: dict[str, list[Path]] = {}
         for file in sorted(self._files):
-            known = self._files[file]
-            if known.model is None:
-                continue
-            name = known.model.metadata.name
-            if name in found:
-                first = found[name]
-                fault = f"{file}: Model {name!r} is defined in {first.file} already"
-                found[name] = replace(first, fault=first.fault or fault)
-            else:
-                found[name] = WrittenModel(model=known.model, file=file, fault=known.fault)
-        return found
+            model = self._files[file].model
+            if model is not None:
+                found.setdefault(model.metadata.name, []).append(file)
+        self._owners = {
+            name: self._owners[name] if self._owners.get(name) in files else files[0]
+            for name, files in found.items()
+        }
+        doubles = {
+            file: f"{file}: Model {name!r} is defined in {self._owners[name]} already"
+            for name, files in found.items()
+            for file in files
+            if file != self._owners[name]
+        }
+        for file in doubles.keys() - self._doubles.keys():
+            self._say(doubles[file])
+        self._doubles = doubles
+        return {
+            name: self._written(file, [one for one in found[name] if one in doubles])
+            for name, file in self._owners.items()
+        }
+
+    def _written(self, file: Path, doubles: Sequence[Path]) -> WrittenModel:
+        known = self._files[file]
+        assert known.model is not None
+        fault = known.fault or next((self._doubles[one] for one in doubles), "")
+        return WrittenModel(model=known.model, file=file, fault=fault)
 
     @property
     def is_whole(self) -> bool:

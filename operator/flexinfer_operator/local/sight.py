@@ -82,6 +82,7 @@ class Sight:
             self._is_stale = True
         if self.binder.has_news(with_catalog=with_catalog):
             self._is_stale = True
+            self.files.reconsider()
 
     def _forget_others(self, written: Mapping[str, WrittenModel]) -> None:
         self.binder.keep_only(written)

@@ -3,7 +3,8 @@
 The first that applies, in this order:
     1. no such engine here, or the config has keys that it does not know    → Failed
     2. the source names nothing                                             → Failed
-    3. its bytes are not all here   a build may help → Pending, else Failed
+    3. its bytes are not all here   a build may help → Pending, else Failed; after one that will fail again → Failed,
+       and tried again all the same, for its source may come to be
     4. the engine does not load the format                                  → Failed
     5. no machine of the wanted kind                                        → Pending
     6. the evidence that `spec.quality` asks for is missing                 → Failed
@@ -36,7 +37,7 @@ class Gate:
     verified: Check
     schedulable: Check
     failure: Failure | None = None
-    """Set where nothing but a change, or a later try, helps."""
+    """Set where nothing but a change, or a later try (`retry_after_s`), helps."""
     wants_build: bool = False
     again_s: float | None = None
     """The instant from which a build is tried again."""
@@ -122,9 +123,16 @@ def _cached(
         failure = Failure(code=code, message=f"{what}{last}")
         check = Check(status="False", reason="BuildFailed", message=failure.message)
         return check, failure, False, None
-    check = Check(status="False", reason="CacheNotReady", message=f"{what}{last}")
     again_s = next_build_s(view.builds, policy)
-    return check, None, again_s <= now_s, again_s if again_s > now_s else None
+    is_due = again_s <= now_s
+    if failures and failures[-1].is_final and not is_due:
+        failure = Failure(
+            code="build_failed", message=f"{what}{last}", retry_after_s=again_s - now_s
+        )
+        check = Check(status="False", reason="BuildFailed", message=failure.message)
+        return check, failure, False, again_s
+    check = Check(status="False", reason="CacheNotReady", message=f"{what}{last}")
+    return check, None, is_due, None if is_due else again_s
 
 
 def next_build_s(builds: Builds, policy: Policy) -> float:

@@ -189,7 +189,7 @@ def _message(
         return no_room
     if silent := [r for r in facts.replicas if is_silent(r)]:
         return _silence(silent)
-    if phase == "Pending":
+    if phase == "Pending" or facts.gate.cached.status == "False":
         return facts.gate.cached.message
     if facts.gate.config_valid.reason == "AliasConflict":
         return facts.gate.config_valid.message

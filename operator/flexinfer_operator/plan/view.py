@@ -164,6 +164,8 @@ class Crash:
 class BuildFailure:
     at_s: float
     message: str
+    is_final: bool = False
+    """The same build fails again until its source or its wish is another: nobody is held meanwhile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
