@@ -146,3 +146,44 @@ def test_higher_priority_then_longer_wait_comes_first() -> None:
         drive.settle()
         drive.cluster.ended(replica.id)
     assert order == ["c", "b", "a"]
+
+
+def test_a_model_that_loads_for_somebody_is_never_taken() -> None:
+    drive = Drive(Policy(max_loaded=1, swap_wait_s=0))
+    for name in "ab":
+        drive.cluster.put(make_model(name))
+    drive.want(1, model="a", ttl_s=1000)
+    drive.settle()
+    drive.want(1, model="b", oldest_wait_s=500, ttl_s=1000)
+    assert drive.settle() == ()
+    drive.cluster.ready(drive.only("a").id)
+    assert drive.kinds(drive.settle()) == [("Drain", drive.only("a").id)]
+
+
+def test_one_that_just_became_ready_serves_before_it_makes_room() -> None:
+    drive = Drive(Policy(max_loaded=1, swap_wait_s=10))
+    for name in "ab":
+        drive.cluster.put(make_model(name))
+    drive.want(1, model="a", ttl_s=1000)
+    drive.settle()
+    drive.want(1, model="b", oldest_wait_s=500, ttl_s=1000)
+    replica = drive.only("a").id
+    drive.cluster.ready(replica)
+    drive.want(0, model="a", in_flight={replica: 1}, ttl_s=1000)
+    assert drive.after(9.9) == ()
+    assert drive.kinds(drive.after(0.1)) == [("Drain", replica)]
+
+
+def test_a_place_that_becomes_free_anyway_is_waited_for() -> None:
+    drive = Drive(Policy(max_loaded=2))
+    drive.cluster.put(make_model("a", serverless={"idleTimeout": "60s"}))
+    for name in "bc":
+        drive.cluster.put(make_model(name))
+    for name in "ab":
+        drive.woken(name)
+        drive.want(0, model=name, idle_s=0, ttl_s=1000)
+    drive.want(0, model="a", router="r2", generation=0, ttl_s=1000)  # it never acknowledges
+    assert drive.kinds(drive.after(60)) == [("Drain", drive.only("a").id)]
+    drive.want(1, model="c", ttl_s=1000)
+    assert drive.settle() == ()
+    assert drive.only("b").draining is None

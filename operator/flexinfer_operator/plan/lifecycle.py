@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from flexinfer.fleet import FleetModel
 from flexinfer.resources.model import ModelStatus
-from flexinfer_operator.plan.action import Action, Build, Plan, Stop
+from flexinfer_operator.plan.action import Action, Build, Plan
 from flexinfer_operator.plan.crashes import retry_s
 from flexinfer_operator.plan.demand import sum_leases
 from flexinfer_operator.plan.fleet import fleet_model
@@ -58,7 +58,6 @@ def plan(snapshot: Snapshot, now_s: float) -> Plan:
     actions: list[Action] = [a for decision in decisions.values() for a in decision.actions]
     actions += places.actions
     actions += [_build(mine) for mine in facts.values() if _wants_build(mine)]
-    actions += _orphans(snapshot, now_s)
     statuses, fleet = _shown(facts, decisions, places, aliases, snapshot, now_s)
     timers = [*places.timers, *(t for decision in decisions.values() for t in decision.timers)]
     timers += [mine.gate.again_s for mine in facts.values() if mine.gate.again_s is not None]
@@ -116,23 +115,6 @@ def _build(facts: Facts) -> Build:
         reference=facts.view.bound.reference,
         why=facts.gate.cached.message,
     )
-
-
-def _orphans(snapshot: Snapshot, now_s: float) -> list[Action]:
-    """End engines whose Model is gone, once nothing is in flight there."""
-    owned = {view.name for view in snapshot.models}
-    busy = {
-        replica
-        for view in snapshot.leases
-        if view.expires_s > now_s
-        for replica, count in view.lease.in_flight.items()
-        if count > 0
-    }
-    return [
-        Stop(model=one.model, replica=one.id, why="its Model is gone")
-        for one in snapshot.replicas
-        if one.model not in owned and one.state != "stopping" and one.id not in busy
-    ]
 
 
 def _shown(

@@ -191,7 +191,6 @@ def _wish_for_start(facts: Facts, out: Decision, now_s: float) -> None:
         return  # the failure is in the next picture, with its back-off
     again_s = retry_s(facts.view, facts.revision, facts.policy)
     if again_s > now_s:
-        out.timers.append(again_s)
         out.why = f"tried again in {again_s - now_s:.0f} s"
         return
     out.wants_start = True

@@ -228,5 +228,6 @@ class Snapshot:
     policy: Policy = Policy()
     models: tuple[ModelView, ...] = ()
     replicas: tuple[ReplicaView, ...] = ()
+    """Each one's Model is among *models*: a removed one is shown until its last replica is gone."""
     leases: tuple[LeaseView, ...] = ()
     routers: tuple[RouterView, ...] = ()
