@@ -81,6 +81,7 @@ def run(
     from flexinfer_pipelines import serve_model
 
     home, settings = _start()
+    serve_model.check_name(source, name, home, settings)
     log.configure(settings.log)
     # In a process of its own: `up`, which this one may become, must not inherit a build's low priority.
     _until_signal(serve_model.build(source, home, os.environ))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -21,11 +20,23 @@ from flexinfer.places import Home
 from flexinfer.process import ProcessSpec, holder, start
 from flexinfer.programs import BUILD, DRAWS, environment_for
 from flexinfer.settings import Settings
+from flexinfer.up.example import curl
 from flexinfer_pipelines.target import find_target, parse_target
 
 _WAIT_S = 60.0
 _LOOK_EVERY_S = 0.2
 _MAX_FILE = 1024 * 1024
+_MAX_FILES = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wish:
+    """A Model that nothing stands in the way of."""
+
+    name: str
+    source: str
+    path: Path
+    """Its file; where it is there already, it says the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,41 +72,37 @@ async def build(source: str, home: Home, environ: Mapping[str, str]) -> None:
         raise SystemExit(code if code > 0 else 1)
 
 
+def check_name(source: str, name: str, home: Home, settings: Settings) -> None:
+    """Refuse a name that serves something else, before anything is built.
+
+    Raises:
+        Conflict: code `model_exists`.
+    """
+    _wish(source, name, home, settings)
+
+
 def write_model(source: str, name: str, home: Home, settings: Settings) -> Served:
     """Write `models/<name>.yaml` for *source*, whole or not at all; leave one that says the same.
 
     Raises:
         Conflict: code `model_exists`: that name serves something else.
     """
-    entry, variant, _ = find_target(source, home, settings)
-    uri = parse_target(source)
-    text = (
-        f"catalog://{entry.metadata.name}/{variant.name}" if uri.scheme == "catalog" else str(uri)
-    )
-    name = slug(name) if name else entry.metadata.name
-    path = home.model_file(name)
-    if path.exists():
-        found = _source_of(path.read_bytes()[:_MAX_FILE])
-        if found != text:
-            raise Conflict(
-                f"{path}: the Model {name!r} is there already and serves {found or 'something else'}; "
-                "choose another name with --name",
-                code="model_exists",
-            )
-        return Served(name=name, path=str(path), is_new=False)
+    wish = _wish(source, name, home, settings)
+    if wish.path.exists():
+        return Served(name=wish.name, path=str(wish.path), is_new=False)
     tree = {
         "apiVersion": "ai.flexinfer/v1alpha2",
         "kind": "Model",
-        "metadata": {"name": name},
-        "spec": {"source": text, "backend": "llamacpp", "gpu": {"vendor": "cpu"}},
+        "metadata": {"name": wish.name},
+        "spec": {"source": wish.source, "backend": "llamacpp", "gpu": {"vendor": "cpu"}},
     }
     words = (
-        f"# Made by `flexinfer run` of {' '.join(text.split())}\n"
+        f"# Made by `flexinfer run` of {' '.join(wish.source.split())}\n"
         "# To undo, delete this file: the model is no longer served, its artifact stays in the store.\n"
         "# Edit it while `flexinfer up` runs: a change acts within a second. Every field: docs/model.md\n"
     )
-    replace_file(path, (words + yaml.safe_dump(tree, sort_keys=False)).encode())
-    return Served(name=name, path=str(path), is_new=True)
+    replace_file(wish.path, (words + yaml.safe_dump(tree, sort_keys=False)).encode())
+    return Served(name=wish.name, path=str(wish.path), is_new=True)
 
 
 def show_or_become_up(model: Served, home: Home, settings: Settings) -> None:
@@ -106,8 +113,8 @@ def show_or_become_up(model: Served, home: Home, settings: Settings) -> None:
         os.execv(sys.executable, [sys.executable, "-P", "-m", "flexinfer", "up"])
     url = str(running.get("address") or settings.serve.base_url)
     _until_listed(model.name, url, settings)
-    body = json.dumps({"model": model.name, "messages": [{"role": "user", "content": "Hello!"}]})
-    print(f"ready {url}\n\n  curl -s {url}/chat/completions -d '{body}'", flush=True)
+    ask = curl(url, model.name, "Hello!", is_key_wanted=bool(settings.serve.api_keys))
+    print(f"ready {url}\n\n  {ask}", flush=True)
 
 
 def _until_listed(name: str, url: str, settings: Settings) -> None:
@@ -131,9 +138,48 @@ def _until_listed(name: str, url: str, settings: Settings) -> None:
     )
 
 
-def _source_of(data: bytes) -> str:
+def _wish(source: str, name: str, home: Home, settings: Settings) -> _Wish:
+    entry, variant, _ = find_target(source, home, settings)
+    uri = parse_target(source)
+    text = (
+        f"catalog://{entry.metadata.name}/{variant.name}" if uri.scheme == "catalog" else str(uri)
+    )
+    name = slug(name) if name else entry.metadata.name
+    path = home.model_file(name)
+    for file in _model_files(home):
+        tree = _read(file)
+        if file != path:
+            called = _at(tree, "metadata", "name")
+            aliases = _at(tree, "spec", "aliases")
+            if isinstance(aliases, list) and name in aliases:
+                raise _taken(f"{file}: {name!r} is an alias of the Model {called!r} there")
+            if called == name:
+                raise _taken(f"{file}: a Model {name!r} is there already")
+        elif (found := _at(tree, "spec", "source")) != text:
+            serves = f"serves {found}" if found else "cannot be read"
+            raise _taken(f"{file}: the Model {name!r} is there already and {serves}")
+    return _Wish(name=name, source=text, path=path)
+
+
+def _taken(what: str) -> Conflict:
+    return Conflict(f"{what}; choose another name with --name", code="model_exists")
+
+
+def _model_files(home: Home) -> list[Path]:
+    """Return what the operator takes for Model files."""
+    found = [one for one in home.models.iterdir() if one.suffix in (".yaml", ".yml")]
+    return sorted(one for one in found if not one.name.startswith("."))[:_MAX_FILES]
+
+
+def _read(file: Path) -> Any:
     try:
-        tree: Any = yaml.safe_load(data)
-        return str(tree["spec"]["source"])
-    except (yaml.YAMLError, KeyError, TypeError):
-        return ""
+        with file.open("rb") as opened:
+            return yaml.safe_load(opened.read(_MAX_FILE))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return None  # the operator says what is wrong with it
+
+
+def _at(tree: Any, *keys: str) -> Any:
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree

@@ -11,7 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from flexinfer.cli import app
 from flexinfer.errors import Conflict, InvalidInput, Unavailable
 from flexinfer.places import Home
 from flexinfer.process import SingleInstance
@@ -88,6 +90,39 @@ def test_a_broken_file_of_that_name_is_not_overwritten(tmp_path: Path, home: Hom
         write_model(f"{tmp_path}/mine.gguf", "", home, Settings())
 
 
+def _alias_of_another(home: Home) -> Path:
+    file = home.models / "starter.yaml"
+    file.write_text("metadata: {name: big}\nspec: {source: 'hf://a/b', aliases: [smol, tiny]}\n")
+    return file
+
+
+def test_another_models_alias_is_not_taken_over(tmp_path: Path, home: Home) -> None:
+    file = _alias_of_another(home)
+    with pytest.raises(Conflict, match="'smol' is an alias of the Model 'big'") as caught:
+        write_model(f"{tmp_path}/third.gguf", "smol", home, Settings())
+    assert caught.value.code == "model_exists"
+    assert str(file) in caught.value.message
+    assert list(home.models.iterdir()) == [file]
+    assert write_model(f"{tmp_path}/third.gguf", "small", home, Settings()).is_new
+
+
+def test_a_model_of_that_name_in_a_file_of_another_name_is_seen(tmp_path: Path, home: Home) -> None:
+    _alias_of_another(home)
+    with pytest.raises(Conflict, match=r"starter\.yaml: a Model 'big' is there"):
+        write_model(f"{tmp_path}/big.gguf", "", home, Settings())
+
+
+@pytest.mark.parametrize("name", ["smol", "big"])
+def test_run_refuses_a_taken_name_before_it_builds(
+    name: str, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _alias_of_another(home)
+    monkeypatch.setenv("FLEXINFER_HOME", str(home.root))
+    result = CliRunner().invoke(app, ["run", f"{tmp_path}/absent.gguf", "--name", name])
+    assert isinstance(result.exception, Conflict)  # a build would have missed the file
+    assert result.exception.code == "model_exists"
+
+
 def test_a_catalog_entry_is_bound_by_its_variant(home: Home) -> None:
     found = write_model("smollm2-135m-instruct", "", home, Settings())
     tree = yaml.safe_load(Path(found.path).read_text())
@@ -130,6 +165,8 @@ def test_where_up_runs_the_model_is_shown_when_it_is_listed(
     shown = capsys.readouterr().out
     assert f"ready {router.url}" in shown
     assert f"curl -s {router.url}/chat/completions" in shown
+    assert '"Authorization: Bearer $FLEXINFER_API_KEY"' in shown
+    assert "fxi_key" not in shown
     assert router.looks == 3
     assert set(router.keys) == {"Bearer fxi_key"}
 
