@@ -30,6 +30,7 @@ from flexinfer.catalog.binding import wanted
 from flexinfer.clock import SystemClock
 from flexinfer.fleet import DemandLease, FleetModel, FleetSnapshot, lease_to_line, parse_line
 from flexinfer.launching import ANNOTATION_CHAT_TEMPLATE, ANNOTATION_CONTEXT_LENGTH
+from flexinfer.machine import usable_cpus
 from flexinfer.places import Home
 from flexinfer.resources.source import parse_source
 from flexinfer.settings import LogSection, Settings
@@ -37,7 +38,6 @@ from flexinfer.store import Store
 from flexinfer.testing import starter
 from flexinfer.toolenv import ToolEnvironment
 from flexinfer_operator.local.cluster import LocalCluster
-from flexinfer_operator.local.machine import usable_cpus
 from flexinfer_operator.reconcile import Reconciler
 
 NAME = "bench"

@@ -148,6 +148,8 @@ class BuildSection(Section):
     """How often."""
     quantize_stall_s: float = Field(default=120.0, gt=0)
     """A quantizer without progress for this long is ended."""
+    validate_timeout_s: float = Field(default=7200.0, gt=0)
+    """A validation that is not done by then is ended, also one that moves, and with it the build."""
     max_file_bytes: int = Field(default=500 * 1024**3, ge=1)
     """A larger source file is refused."""
     allowed_hosts: tuple[str, ...] = ()

@@ -16,7 +16,7 @@ from flexinfer.errors import (
     ProcessFailed,
     ResourceExhausted,
 )
-from flexinfer.process import Child, ProcessSpec, inherited_environment, start
+from flexinfer.process import Child, ProcessSpec, Progress, inherited_environment, start
 from flexinfer.units import format_bytes
 from flexinfer_pipelines.command import Command, bind
 
@@ -91,19 +91,17 @@ async def run_command(
 
 async def _wait(child: Child, command: Command, said: _Said, clock: Clock) -> int:
     waiting = asyncio.ensure_future(child.wait())
-    cpu_s = 0.0
     try:
         while True:
             done, _ = await asyncio.wait({waiting}, timeout=_LOOK_EVERY_S)
             if done:
                 return waiting.result()
             usage = child.usage()
-            if usage is not None and usage.cpu_s > cpu_s:
-                cpu_s = usage.cpu_s
-                said.moved_s = clock.now_s()
-            if clock.now_s() - said.moved_s > command.stall_s:
+            if usage is not None:
+                said.progress.uses(usage, now_s=clock.now_s())
+            if clock.now_s() - said.progress.at_s > command.stall_s:
                 raise ProcessFailed(
-                    f"{child.spec.name}: no progress and no CPU time for {command.stall_s:g} s; ended",
+                    f"{child.spec.name}: no progress for {command.stall_s:g} s; ended",
                     code="quantize_stalled",
                 )
     finally:
@@ -116,13 +114,13 @@ class _Said:
     def __init__(self, on_progress: OnProgress, clock: Clock) -> None:
         self._on_progress = on_progress
         self._clock = clock
-        self.moved_s = clock.now_s()
+        self.progress = Progress(at_s=clock.now_s())
         self.result: Mapping[str, Any] | None = None
         self.error: Mapping[str, Any] | None = None
         self.other: list[str] = []
 
     def line(self, text: str) -> None:
-        self.moved_s = self._clock.now_s()
+        self.progress.enters(text, now_s=self._clock.now_s())
         try:
             tree = json.loads(text)
             if "done" in tree:

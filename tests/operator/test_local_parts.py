@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from flexinfer.errors import NotFound, PluginError, ResourceExhausted
 from flexinfer.places import Home
-from flexinfer.process import Usage, own_record
+from flexinfer.process import own_record
 from flexinfer.resources.model import (
     ArtifactStatus,
     ColdStartPhases,
@@ -43,9 +43,8 @@ from flexinfer_operator.local.ledger import (
     summarize,
 )
 from flexinfer_operator.local.logs import MAX_LOGS, last_words, newest_log, prune_logs
-from flexinfer_operator.local.machine import share, usable_cpus, usable_memory_bytes
+from flexinfer_operator.local.machine import share
 from flexinfer_operator.local.models import ModelFiles
-from flexinfer_operator.local.progress import Progress
 from flexinfer_operator.local.replica import checked_out
 from flexinfer_operator.local.ticking import OwnReading, with_ticks
 from flexinfer_operator.testing.world import write_file
@@ -245,7 +244,7 @@ def test_the_estimate_lies_within_what_was_measured(seconds: list[float]) -> Non
     assert sum(one <= found.p95_s for one in seconds) >= 0.95 * len(seconds)
 
 
-# Machine, progress, logs, facts
+# Machine, logs, facts
 
 
 @pytest.mark.parametrize(
@@ -258,47 +257,6 @@ def test_engines_share_the_memory_and_each_may_use_every_processor(
     found = share(cpus, 1024, models=models, max_loaded=4)
     assert found.threads == threads
     assert found.memory_bytes * min(models, 4) <= 1024
-
-
-def test_a_control_groups_limits_are_ours(tmp_path: Path) -> None:
-    (tmp_path / "cpu.max").write_text("100000 100000\n")
-    (tmp_path / "memory.max").write_text("4096\n")
-    assert (usable_cpus(tmp_path), usable_memory_bytes(tmp_path)) == (1, 4096)
-    (tmp_path / "cpu.max").write_text("max 100000\n")
-    (tmp_path / "memory.max").write_text("max\n")
-    assert usable_cpus(tmp_path) == len(os.sched_getaffinity(0))
-    assert usable_memory_bytes(tmp_path) > 4096
-
-
-NOTHING = Usage(
-    cpu_s=0, rss_bytes=0, peak_rss_bytes=0, read_bytes=0, read_call_bytes=0, processes=1
-)
-
-
-def usage(cpu_s: float = 0, read: int = 0, rss: int = 0) -> Usage:
-    return replace(NOTHING, cpu_s=cpu_s, read_bytes=read, rss_bytes=rss)
-
-
-@pytest.mark.parametrize(
-    "moved", [usage(cpu_s=0.1), usage(read=1 << 20), usage(rss=1 << 20)], ids=["cpu", "read", "rss"]
-)
-def test_any_of_three_is_progress(moved: Usage) -> None:
-    progress = Progress(at_s=0)
-    assert progress.uses(moved, now_s=5) and progress.at_s == 5
-    assert not progress.uses(moved, now_s=9) and progress.at_s == 5
-
-
-def test_a_heartbeat_is_no_progress_until_it_adds_up() -> None:
-    progress = Progress(at_s=0)
-    steps = [progress.uses(usage(cpu_s=0.01 * n), now_s=n) for n in range(1, 11)]
-    assert steps.count(True) == 2
-
-
-def test_a_log_phase_is_progress_once() -> None:
-    progress = Progress(at_s=0)
-    assert progress.enters("LoadingWeights", now_s=1)
-    assert not progress.enters("LoadingWeights", now_s=2)
-    assert progress.at_s == 1
 
 
 def test_only_the_newest_logs_of_a_model_are_kept(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from flexinfer.artifact import PREDICATE_TEST_RESULT
 from flexinfer.commands.removal import noted
-from flexinfer.errors import Conflict, FlexInferError, InvalidInput, QualityError
+from flexinfer.errors import Conflict, FlexInferError, InvalidInput, ProcessFailed, QualityError
 from flexinfer.oci import Digest
 from flexinfer.places import Home
 from flexinfer_pipelines.built import Built, already_built, name_again
@@ -80,6 +80,21 @@ def test_a_bad_result_is_not_published_and_both_numbers_are_said(
     assert "publish" not in watch.stages
     names = [name for name, _ in context.store.tags()]
     assert all(name.startswith("sources/") for name in names)
+
+
+def test_a_validation_has_an_end_and_leaves_nothing_behind(
+    tooled_home: Home, make_context: Make, make_entry: Any, tiny_file: Path, watch: Any
+) -> None:
+    entry = make_entry(f"file://{tiny_file}", {**Q8, "validate": {"smoke": True}})
+    context = make_context(tooled_home, validate_timeout_s=0.05)
+    with pytest.raises(ProcessFailed, match="VALIDATE_TIMEOUT_S") as caught:
+        run(context, entry, watch)
+    assert caught.value.code == "validation_timeout"
+    assert "publish" not in watch.stages
+    assert not list(tooled_home.work.glob("build-*/engine/secrets/*"))
+    # The build's place is free again, and its work is kept.
+    watch.stages.clear()
+    assert run(make_context(tooled_home), entry, watch).is_new
 
 
 def test_stricter_thresholds_are_a_reason_to_measure_again(

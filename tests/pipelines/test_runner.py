@@ -127,6 +127,13 @@ def test_a_program_that_stands_still_is_ended(run: Run) -> None:
     assert error.code == "quantize_stalled"
 
 
+def test_a_program_that_says_the_same_for_ever_stands_still(run: Run) -> None:
+    heartbeat = (
+        "while True: print(json.dumps({'done': 1, 'total': 2}), flush=True); time.sleep(0.1)"
+    )
+    assert failure(run(heartbeat, stall_s=1.5)).code == "quantize_stalled"
+
+
 def test_a_program_that_computes_in_silence_is_not(run: Run) -> None:
     source = """
 end = time.process_time() + 2.2

@@ -5,8 +5,8 @@
     Record.of(child).write(file)       # so that it is found after a crash of ours: `adopt`, `end`
     await child.wait()                 # or stop(): SIGTERM, the grace time, SIGKILL, for the whole group
 
-`lifeline` tells a child that its parent is gone; `SingleInstance` keeps a second instance out; `LogReader`
-follows a log; `free_port` and `who_listens` are for ports.
+`Progress` tells whether its work moves; `lifeline` tells a child that its parent is gone; `SingleInstance` keeps a
+second instance out; `LogReader` follows a log; `free_port` and `who_listens` are for ports.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from flexinfer.process.lifeline import watch_lifeline, watch_lifeline_in_thread
 from flexinfer.process.logfile import LogReader
 from flexinfer.process.ports import free_port, groups_listening, who_listens
 from flexinfer.process.procfs import Usage
+from flexinfer.process.progress import Progress
 from flexinfer.process.record import Record, own_record
 from flexinfer.process.running import Finished, run
 from flexinfer.process.single import SingleInstance, holder
@@ -30,6 +31,7 @@ __all__ = [
     "Finished",
     "LogReader",
     "ProcessSpec",
+    "Progress",
     "Record",
     "SingleInstance",
     "Usage",

@@ -1,32 +1,8 @@
-"""What this machine lets us use, and how engines share it."""
+"""How the engines of one machine share it. Pure."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 from flexinfer.engine import Resources
-
-_CGROUP = Path("/sys/fs/cgroup")
-
-
-def usable_cpus(cgroup: Path = _CGROUP) -> int:
-    """Return the processors that we may use: those of our affinity, cut by the control group's quota."""
-    if hasattr(os, "sched_getaffinity"):
-        count = len(os.sched_getaffinity(0))
-    else:
-        count = os.cpu_count() or 1
-    quota, _, period = _read(cgroup / "cpu.max").partition(" ")
-    if quota.isdecimal() and period.strip().isdecimal() and int(period) > 0:
-        count = min(count, max(1, -(-int(quota) // int(period))))
-    return max(1, count)
-
-
-def usable_memory_bytes(cgroup: Path = _CGROUP) -> int:
-    """Return the memory that we may use: the machine's, cut by the control group's limit."""
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = _read(cgroup / "memory.max").strip()
-    return min(pages, int(limit)) if limit.isdecimal() else pages
 
 
 def share(cpus: int, memory_bytes: int, *, models: int, max_loaded: int) -> Resources:
@@ -38,10 +14,3 @@ def share(cpus: int, memory_bytes: int, *, models: int, max_loaded: int) -> Reso
     """
     engines = max(1, min(models, max_loaded))
     return Resources(threads=max(1, cpus), memory_bytes=memory_bytes // engines)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text("ascii")
-    except (OSError, UnicodeDecodeError):
-        return ""

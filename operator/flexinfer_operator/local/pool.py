@@ -8,12 +8,13 @@ from dataclasses import replace
 
 from flexinfer.engine import EngineArtifact
 from flexinfer.log import get_logger
+from flexinfer.machine import usable_cpus, usable_memory_bytes
+from flexinfer.process import Progress
 from flexinfer.resources.model import Model
 from flexinfer_operator.facts import EngineLookup
 from flexinfer_operator.leases import LeaseBook
 from flexinfer_operator.local.adoption import Found
-from flexinfer_operator.local.machine import share, usable_cpus, usable_memory_bytes
-from flexinfer_operator.local.progress import Progress
+from flexinfer_operator.local.machine import share
 from flexinfer_operator.local.replica import (
     Listener,
     Means,

@@ -24,12 +24,11 @@ from flexinfer.launching import RunningEngine, record_of, start_engine
 from flexinfer.log import get_logger
 from flexinfer.oci import Digest, parse_digest
 from flexinfer.places import Home
-from flexinfer.process import UNKNOWN_EXIT
+from flexinfer.process import UNKNOWN_EXIT, Progress
 from flexinfer.resources.model import Model
 from flexinfer.store import Checkout, Store
 from flexinfer_operator.local.hearing import Pace
 from flexinfer_operator.local.logs import last_words
-from flexinfer_operator.local.progress import Progress
 from flexinfer_operator.local.ticking import OwnReading, with_ticks
 from flexinfer_operator.local.tools import Tools
 from flexinfer_operator.local.watching import watch

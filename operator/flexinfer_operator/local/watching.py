@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 from flexinfer.engine import Substage
 from flexinfer.launching import RunningEngine, probe
-from flexinfer.process import LogReader
+from flexinfer.process import LogReader, Progress
 from flexinfer_operator.local.hearing import Hearing
-from flexinfer_operator.local.progress import Progress
 
 if TYPE_CHECKING:
     from flexinfer_operator.local.replica import Replica

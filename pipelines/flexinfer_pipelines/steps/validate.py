@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 from flexinfer.artifact.evidence import BaseEvidence, TestResult
-from flexinfer.errors import QualityError
+from flexinfer.errors import ProcessFailed, QualityError
 from flexinfer.formats.gguf import read_header
 from flexinfer.log import get_logger
 from flexinfer.oci.layout_target import in_thread
@@ -35,7 +36,7 @@ async def validate(
 
     Raises:
         QualityError: code `quality`: what was measured and what was wanted, for each threshold that was missed.
-        ProcessFailed: an engine could not be asked.
+        ProcessFailed: an engine could not be asked; code `validation_timeout`: it took too long in all.
     """
     with ExitStack() as leases:
         held = leases.enter_context(await in_thread(context.store.checkout, inspected.base.digest))
@@ -55,9 +56,26 @@ async def validate(
             on_line=lambda line: context.progress.moved("validate", 0, None, line[-80:]),
         )
         async with bench:
-            result = await _measure(context, plan, checks, bench, candidate, base)
+            async with _bounded(plan, context.settings.build.validate_timeout_s):
+                result = await _measure(context, plan, checks, bench, candidate, base)
     _report(plan, result)
     return result
+
+
+@asynccontextmanager
+async def _bounded(plan: Plan, limit_s: float) -> AsyncIterator[None]:
+    """End what takes too long in all: one who answers slowly for ever would keep the build's place for ever."""
+    try:
+        async with asyncio.timeout(limit_s) as limit:
+            yield
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        raise ProcessFailed(
+            f"{plan.entry}/{plan.variant}: its validation is not done after {limit_s:g} s "
+            "(FLEXINFER_BUILD__VALIDATE_TIMEOUT_S)",
+            code="validation_timeout",
+        ) from error
 
 
 async def _measure(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,51 +15,79 @@ from flexinfer.clock import Clock
 from flexinfer.engine import ENGINES, Endpoint, Engine, EngineArtifact, Resources
 from flexinfer.errors import InvalidInput, ProcessFailed
 from flexinfer.launching import RunningEngine, probe, start_engine
+from flexinfer.machine import usable_cpus
 from flexinfer.places import Home
+from flexinfer.process import Progress
 from flexinfer.toolenv import ToolEnvironment, ToolPython
 from flexinfer_pipelines.validators import Subject
 
 _PROBE_EVERY_S = 0.1
 _LOAD_STALL_S = 60.0
 _ANSWER_S = 300.0
-_MAX_ANSWER = 4 * 1024 * 1024
+MAX_ANSWER_BYTES = 4 * 1024 * 1024
 _MAX_CONTEXT = 2048
 
 
 class Session:
     """One running engine with one subject in it."""
 
-    def __init__(self, engine: Engine, running: RunningEngine, client: httpx.AsyncClient) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        running: RunningEngine,
+        client: httpx.AsyncClient,
+        *,
+        max_answer_bytes: int = MAX_ANSWER_BYTES,
+    ) -> None:
         self._engine = engine
         self._client = client
+        self._max_answer_bytes = max_answer_bytes
         self.running = running
 
     async def ask(self, endpoint: Endpoint, body: Mapping[str, Any]) -> dict[str, Any]:
         """Return the engine's answer.
 
         Raises:
-            ProcessFailed: code `engine_refused`, or `engine_failed` where it broke off.
+            ProcessFailed: codes `engine_refused`; `engine_failed`: it broke off; `engine_answer_invalid`: it answered
+                with more than `max_answer_bytes`, or with something else than a JSON object.
         """
+        what = f"engine {self._engine.name}: {endpoint.value}"
         try:
-            answer = await self._client.post(
+            async with self._client.stream(
+                "POST",
                 f"{self.running.url}{self._engine.path(endpoint)}",
                 json=dict(body),
-                headers=dict(self._engine.headers(self.running.key)),
-            )
+                headers={**self._engine.headers(self.running.key), "accept-encoding": "identity"},
+            ) as answer:
+                status = answer.status_code
+                content = await self._bounded(answer, what)
         except httpx.HTTPError as error:
             words = " | ".join(self.running.child.tail(5))
             raise ProcessFailed(
                 f"engine {self._engine.name}: broke off ({type(error).__name__}): {words}",
                 code="engine_failed",
             ) from error
-        if answer.status_code != 200 or len(answer.content) > _MAX_ANSWER:
-            said = self._engine.error(answer.status_code, answer.content).message
-            raise ProcessFailed(
-                f"engine {self._engine.name}: {endpoint.value}: HTTP {answer.status_code}: {said}",
-                code="engine_refused",
-            )
-        found: dict[str, Any] = answer.json()
+        if status != 200:
+            said = self._engine.error(status, content).message
+            raise ProcessFailed(f"{what}: HTTP {status}: {said}", code="engine_refused")
+        try:
+            found = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise _invalid(f"{what}: expected JSON ({error})") from error
+        if not isinstance(found, dict):
+            raise _invalid(f"{what}: expected a JSON object, found {type(found).__name__}")
         return found
+
+    async def _bounded(self, answer: httpx.Response, what: str) -> bytes:
+        """Return the body; what is beyond the bound is not taken."""
+        content = bytearray()
+        async for chunk in answer.aiter_raw():
+            content += chunk
+            if len(content) > self._max_answer_bytes:
+                raise _invalid(
+                    f"{what}: HTTP {answer.status_code} with more than {self._max_answer_bytes} bytes"
+                )
+        return bytes(content)
 
     def peak_rss_bytes(self) -> int:
         """Return the most memory that the engine's process ever had."""
@@ -129,7 +158,9 @@ class Bench:
         if self._python is None:
             self._python = await self._tool.ensure_async(self._home, on_line=self._on_line)
         launch = self._engine.launch(
-            _config(context_tokens), _artifact(subject), Resources(threads=_cores(), memory_bytes=0)
+            _config(context_tokens),
+            _artifact(subject),
+            Resources(threads=usable_cpus(), memory_bytes=0),
         )
         self._folder.mkdir(parents=True, exist_ok=True)
         log_path = self._folder / "engine.log"
@@ -147,30 +178,8 @@ class Bench:
         )
         session = Session(self._engine, running, self._client)
         self._now = (subject.digest, context_tokens, session)
-        await self._until_ready(running)
+        await until_ready(self._engine, running, self._client, self._clock)
         return session
-
-    async def _until_ready(self, running: RunningEngine) -> None:
-        moved_s, seen = self._clock.now_s(), (0.0, 0, 0)
-        while not await probe(running, running.readiness, self._client):
-            code = running.child.returncode
-            if code is not None:
-                cause = self._engine.cause(running.child.tail(), code)
-                raise ProcessFailed(
-                    f"engine {self._engine.name}: {cause.message}; {cause.remedy}", code=cause.code
-                )
-            usage = running.child.usage()
-            if usage is not None:
-                now = (usage.cpu_s, usage.rss_bytes, usage.read_call_bytes)
-                if now != seen:
-                    moved_s, seen = self._clock.now_s(), now
-            if self._clock.now_s() - moved_s > _LOAD_STALL_S:
-                words = " | ".join(running.child.tail(5))
-                raise ProcessFailed(
-                    f"engine {self._engine.name}: no progress for {_LOAD_STALL_S:g} s: {words}",
-                    code="load_stalled",
-                )
-            await asyncio.sleep(_PROBE_EVERY_S)
 
     async def _stop(self) -> None:
         if self._now is not None:
@@ -178,6 +187,39 @@ class Bench:
             self._now = None
             await running.child.stop(2.0)
             running.forget_key()
+
+
+async def until_ready(
+    engine: Engine,
+    running: RunningEngine,
+    client: httpx.AsyncClient,
+    clock: Clock,
+    *,
+    look_every_s: float = _PROBE_EVERY_S,
+) -> None:
+    """Return when *running* has loaded its model.
+
+    Raises:
+        ProcessFailed: it ended (the code is the cause that its log tells), or stood still (code `load_stalled`).
+    """
+    progress = Progress(at_s=clock.now_s())
+    while not await probe(running, running.readiness, client):
+        code = running.child.returncode
+        if code is not None:
+            cause = engine.cause(running.child.tail(), code)
+            raise ProcessFailed(
+                f"engine {engine.name}: {cause.message}; {cause.remedy}", code=cause.code
+            )
+        usage = running.child.usage()
+        if usage is not None:
+            progress.uses(usage, now_s=clock.now_s())
+        if clock.now_s() - progress.at_s > _LOAD_STALL_S:
+            words = " | ".join(running.child.tail(5))
+            raise ProcessFailed(
+                f"engine {engine.name}: no progress for {_LOAD_STALL_S:g} s: {words}",
+                code="load_stalled",
+            )
+        await asyncio.sleep(look_every_s)
 
 
 def engine_for(format_name: str) -> Engine:
@@ -211,5 +253,5 @@ def _artifact(subject: Subject) -> EngineArtifact:
     )
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _invalid(message: str) -> ProcessFailed:
+    return ProcessFailed(message, code="engine_answer_invalid")

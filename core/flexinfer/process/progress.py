@@ -1,12 +1,14 @@
-"""Whether a load moves: log phase, processor time, bytes read, resident memory. Pure."""
+"""Whether work moves: what its process says, processor time, bytes read, resident memory. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flexinfer.process import Usage
+from flexinfer.process.procfs import Usage
 
-# Less than this is what a process does that waits for something that never comes: timers, a heartbeat.
+# Less than this is what a process does that waits for something that never comes: timers, a heartbeat, answers to
+# whoever asks whether it is ready. Of the time since the last move, so that it never adds up to a move.
+_CPU_SHARE = 0.02
 _CPU_S = 0.05
 _READ_BYTES = 64 * 1024
 _RSS_BYTES = 512 * 1024
@@ -23,7 +25,7 @@ class Progress:
     rss_bytes: int = 0
 
     def enters(self, substage: str, *, now_s: float) -> bool:
-        """Note a log phase; return whether it is another one."""
+        """Note what it says it is at; return whether that is something else than before."""
         if substage == self.substage:
             return False
         self.substage, self.at_s = substage, now_s
@@ -34,7 +36,7 @@ class Progress:
         # Page faults of mapped files count as one, read calls (also from the page cache) as the other.
         read_bytes = usage.read_bytes + usage.read_call_bytes
         moved = (
-            usage.cpu_s - self.cpu_s >= _CPU_S
+            usage.cpu_s - self.cpu_s >= max(_CPU_S, _CPU_SHARE * (now_s - self.at_s))
             or read_bytes - self.read_bytes >= _READ_BYTES
             or abs(usage.rss_bytes - self.rss_bytes) >= _RSS_BYTES
         )
