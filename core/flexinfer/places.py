@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from flexinfer.errors import InvalidInput
+from flexinfer.store_names import build_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +122,7 @@ class Home:
 
     def build_lock(self, key: str) -> Path:
         """Held by the one build of that key; *key*: as `sha256:…` or bare."""
-        return self.run / f"build-{key.removeprefix('sha256:')[:16]}.lock"
+        return self.run / f"{build_name(key)}.lock"
 
     def log(self, name: str) -> Path:
         """Return where the process of that name writes: what `flexinfer logs NAME` shows."""
@@ -134,11 +136,12 @@ class Home:
         return self.models / f"{name}.yaml"
 
     def prepare(self) -> Home:
-        """Make the folders, readable by their owner only, and return self.
+        """Make the folders, let only their owner read them, and return self.
 
         Raises:
-            InvalidInput: code `home_not_writable`; the message names the folder and why. Code `home_invalid`: its
-                name holds what those who work there cannot take.
+            InvalidInput: code `home_not_writable`; the message names the folder and why. Code `home_not_private`:
+                others can read it and it is not ours to close. Code `home_invalid`: its name holds what those who
+                work there cannot take.
         """
         self._check_name()
         folders = (
@@ -148,6 +151,7 @@ class Home:
         try:
             for folder in folders:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                _close_to_others(folder)
             probe = self.run / f".writable-{os.getpid()}"
             probe.write_bytes(b"")
             probe.unlink()
@@ -169,3 +173,24 @@ class Home:
                 f"FLEXINFER_HOME {name!r}: its path may not hold {wrong!r}; name another folder",
                 code="home_invalid",
             )
+
+
+def _close_to_others(folder: Path) -> None:
+    """Take every right from all but the owner.
+
+    Raises:
+        InvalidInput: code `home_not_private`: it is not ours alone.
+    """
+    found = os.stat(folder)
+    mode = stat.S_IMODE(found.st_mode)
+    if not mode & 0o077:
+        return
+    # What all use (`/`, `/home`, `/tmp`) would be closed to everybody else.
+    is_shared = bool(mode & stat.S_ISVTX) or folder in (Path("/"), *Path.home().parents)
+    if found.st_uid != os.geteuid() or is_shared:
+        raise InvalidInput(
+            f"FLEXINFER_HOME: {folder} is open to others (mode {mode:04o}, owner {found.st_uid}), and not ours alone "
+            "to close; name a folder of your own with FLEXINFER_HOME",
+            code="home_not_private",
+        )
+    os.chmod(folder, 0o700)

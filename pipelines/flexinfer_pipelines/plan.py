@@ -15,16 +15,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from flexinfer import store_names
 from flexinfer.errors import InvalidInput
 from flexinfer.resources.entry import CatalogEntry, Variant
 from flexinfer.spelling import nearest
 from flexinfer_pipelines.license import covers
-from flexinfer_pipelines.resolved import Resolved, SourceFile
+from flexinfer_pipelines.resolved import Resolved, SourceFile, is_document
 
 NONE = "none"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _SPLIT = re.compile(r".*-\d{5}-of-\d{5}\.gguf", re.IGNORECASE)
-_DOCUMENT = re.compile(r"(?i)(licen[cs]e|notice)(\.(txt|md))?|readme\.md")
 _TYPE_AT_END = re.compile(r"(?i)(?<=.)[.-](i?q\d\w*|bf16|fp?16|fp?32)$")
 _KEY_VERSION = 1
 
@@ -97,10 +97,10 @@ def make_plan(
     return Plan(
         entry=entry.metadata.name,
         variant=variant.name,
-        reference=f"{entry.spec.publish.repository}:{variant.name}",
+        reference=store_names.variant_reference(entry.spec.publish.repository, variant.name),
         source=source,
         weights=weights,
-        documents=tuple(f for f in files if _DOCUMENT.fullmatch(f.path) and f not in weights),
+        documents=tuple(f for f in files if is_document(f.path) and f not in weights),
         recipe=recipe,
         license=entry.spec.license.expression,
     )
@@ -205,15 +205,15 @@ def identified(plan: Plan, digests: Mapping[str, str]) -> Plan:
 def build_reference(plan: Plan, key: str) -> str:
     """Return the name under which the artifact of *key* is found again."""
     repository = plan.reference.rpartition(":")[0]
-    return f"{repository}:build-{key.removeprefix('sha256:')[:16]}"
+    return store_names.build_reference(repository, key)
 
 
 def source_reference(plan: Plan) -> str:
     """Return the name that keeps the source's files, for other variants of the entry."""
     repository = plan.reference.rpartition(":")[0]
     names = "\n".join(f"{f.path} {f.identity}" for f in plan.files)
-    short = hashlib.sha256(f"{plan.source.identity}\n{names}".encode()).hexdigest()[:16]
-    return f"sources/{repository}:src-{short}"
+    digits = hashlib.sha256(f"{plan.source.identity}\n{names}".encode()).hexdigest()
+    return store_names.source_reference(repository, digits)
 
 
 def output_name(plan: Plan) -> str:

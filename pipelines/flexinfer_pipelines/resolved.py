@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+_DOCUMENT = re.compile(r"(?i)(licen[cs]e|notice)(\.(txt|md))?|readme\.md")
 EPOCH = "1970-01-01T00:00:00Z"
 
 
@@ -54,6 +56,11 @@ class Resolved:
             "location": self.location,
             "files": [{k: getattr(f, k) for k in SourceFile.__slots__} for f in self.files],
         }
+
+
+def is_document(path: str) -> bool:
+    """Say whether the file at *path* is one that goes with the weights: a licence, a notice, the model card."""
+    return _DOCUMENT.fullmatch(path) is not None
 
 
 def resolved_from(tree: Mapping[str, Any]) -> Resolved:

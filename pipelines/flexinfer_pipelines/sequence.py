@@ -14,6 +14,7 @@ from flexinfer.log import get_logger
 from flexinfer.oci.layout_target import in_thread
 from flexinfer.process import SingleInstance
 from flexinfer.resources.entry import CatalogEntry, Variant
+from flexinfer.store_names import BUILD_PREFIX, build_name
 from flexinfer.units import format_bytes
 from flexinfer_pipelines.built import Built, describe, find_built, name_again
 from flexinfer_pipelines.journal import Journal
@@ -186,12 +187,12 @@ async def _turn(context: Context, plan: Plan, key: str) -> AsyncIterator[None]:
 
 def work_folder(work: Path, key: str) -> Path:
     """Return where the build of *key* keeps what it has made so far."""
-    return work / f"build-{key.removeprefix('sha256:')[:16]}"
+    return work / build_name(key)
 
 
 def remove_stale(work: Path, *, now_s: float) -> None:
     """Remove what builds left that nobody resumed for a week."""
-    for path in (*work.glob("build-*"), *(work / "sources").glob("wheel-*")):
+    for path in (*work.glob(f"{BUILD_PREFIX}*"), *(work / "sources").glob("wheel-*")):
         try:
             if now_s - path.stat().st_mtime < _STALE_S:
                 continue

@@ -27,6 +27,33 @@ def test_the_folders_are_readable_by_their_owner_only(tmp_path: Path) -> None:
     assert {stat.S_IMODE(f.stat().st_mode) for f in (home.root, *home.root.iterdir())} == {0o700}
 
 
+def test_a_home_that_was_open_to_others_is_closed(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    for folder in (home.root, home.store, home.run):
+        folder.mkdir()
+        folder.chmod(0o755)
+    home.prepare()
+    assert {stat.S_IMODE(f.stat().st_mode) for f in (home.root, home.store, home.run)} == {0o700}
+
+
+@pytest.mark.parametrize("case", ["shared by all", "above the homes of users", "of another"])
+def test_a_folder_that_is_not_ours_alone_is_refused_and_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    root = tmp_path / "home"
+    root.mkdir()
+    root.chmod(0o1777 if case == "shared by all" else 0o755)
+    if case == "above the homes of users":
+        monkeypatch.setenv("HOME", str(root / "me"))
+    if case == "of another":
+        monkeypatch.setattr(os, "geteuid", lambda: root.stat().st_uid + 1)
+    before = root.stat().st_mode
+    with pytest.raises(InvalidInput, match=f"{root} is open to others") as caught:
+        Home(root).prepare()
+    assert caught.value.code == "home_not_private"
+    assert root.stat().st_mode == before
+
+
 def test_a_home_that_cannot_be_made_is_refused_by_its_name(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(InvalidInput, match=r"home.*Not a directory") as caught:

@@ -1,8 +1,8 @@
 """From any source to the entry, variant and store reference that stand for it. Pure.
 
-The one place that decides under which name a source's artifact is kept: pipelines publish there, the operator binds
-from there. Equal sources have equal references; different ones never share one, because a source without an entry is
-named by its own hash, and no entry may use such names.
+The one place that decides under which name a source's artifact is kept (`store_names` spells it): pipelines publish
+there, the operator binds from there. Equal sources have equal references; different ones never share one, because a
+source without an entry is named by its own hash, and no entry may use such names.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from flexinfer.resources.entry import (
 )
 from flexinfer.resources.model import Metadata
 from flexinfer.resources.source import SourceUri
+from flexinfer.store_names import source_variant, variant_reference
 
 _WEIGHT_SUFFIXES = (".gguf", ".safetensors")
 _NAMELESS = "model"
@@ -49,7 +50,7 @@ def wanted(source: SourceUri, catalog: Entries) -> tuple[CatalogEntry, Variant, 
     else:
         entry = adhoc_entry(source)
         variant = entry.default_variant
-    return entry, variant, f"{entry.spec.publish.repository}:{variant.name}"
+    return entry, variant, variant_reference(entry.spec.publish.repository, variant.name)
 
 
 def adhoc_entry(source: SourceUri, name: str = "") -> CatalogEntry:
@@ -65,7 +66,7 @@ def adhoc_entry(source: SourceUri, name: str = "") -> CatalogEntry:
             source=EntrySource(uri=str(source)),
             license=License(expression="NOASSERTION"),
             publish=Publish(repository=repository),
-            variants=(Variant(name=f"src-{digest[:8]}", quantize=Quantize(format=AS_IS)),),
+            variants=(Variant(name=source_variant(digest), quantize=Quantize(format=AS_IS)),),
         ),
     )
 

@@ -15,6 +15,7 @@ from flexinfer.resources.document import Document, DocumentInvalid, parse_locate
 from flexinfer.resources.entry import CatalogEntry, Variant
 from flexinfer.settings import CatalogSection
 from flexinfer.spelling import nearest
+from flexinfer.store_names import variant_reference
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +138,9 @@ def _claim(loaded: LoadedEntry, owners: dict[str, str], entries: Mapping[str, Lo
         InvalidInput: code `reference_conflict`: another entry publishes under the same name.
     """
     spec = loaded.entry.spec
-    references = [f"{spec.publish.repository}:{variant.name}" for variant in spec.variants]
+    references = [
+        variant_reference(spec.publish.repository, variant.name) for variant in spec.variants
+    ]
     for index, reference in enumerate(references):
         if owner := owners.get(reference):
             where = loaded.document.problem(

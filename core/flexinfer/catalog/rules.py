@@ -10,10 +10,8 @@ from flexinfer.resources.document import Document
 from flexinfer.resources.entry import CatalogEntry
 from flexinfer.resources.located import Problem
 from flexinfer.spelling import nearest
+from flexinfer.store_names import RESERVED_TAG_PREFIXES, reserved_repository
 
-# Names that the store uses beside those of variants: builds by their key, sources without an entry.
-RESERVED_PREFIXES = ("build-", "src-")
-RESERVED_REPOSITORY = "sources"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 AS_IS = "none"
 """The quantize format that publishes the source's bytes as they are."""
@@ -22,10 +20,10 @@ AS_IS = "none"
 def problems(document: Document[CatalogEntry]) -> Iterator[Problem]:
     """Yield what makes the entry unusable, whatever is installed."""
     spec = document.value.spec
-    if spec.publish.repository.split("/")[0] == RESERVED_REPOSITORY:
+    if reserved := reserved_repository(spec.publish.repository):
         yield document.problem(
             ("spec", "publish", "repository"),
-            f"repository {spec.publish.repository!r}: {RESERVED_REPOSITORY}/ is reserved",
+            f"repository {spec.publish.repository!r}: {reserved}/ is reserved",
         )
     if wrong := spdx.problem(spec.license.expression):
         yield document.problem(("spec", "license", "expression"), wrong)
@@ -33,10 +31,10 @@ def problems(document: Document[CatalogEntry]) -> Iterator[Problem]:
         yield document.problem(("spec", "refresh", "schedule"), wrong)
     for index, variant in enumerate(spec.variants):
         here = ("spec", "variants", index)
-        if variant.name.startswith(RESERVED_PREFIXES):
-            reserved = " and ".join(f"{prefix}…" for prefix in RESERVED_PREFIXES)
+        if variant.name.startswith(RESERVED_TAG_PREFIXES):
+            prefixes = " and ".join(f"{prefix}…" for prefix in RESERVED_TAG_PREFIXES)
             yield document.problem(
-                (*here, "name"), f"variant {variant.name!r}: names in {reserved} are reserved"
+                (*here, "name"), f"variant {variant.name!r}: names in {prefixes} are reserved"
             )
         for key in ("type", "scheme"):
             if variant.quantize.format == AS_IS and getattr(variant.quantize, key):

@@ -16,6 +16,7 @@ from flexinfer.console import group, print_json, print_table
 from flexinfer.errors import InvalidInput, PluginNotInstalled, UnknownPlugin
 from flexinfer.places import Home
 from flexinfer.settings import Settings, load, setting_files
+from flexinfer.store_names import variant_reference
 
 app = group(help="List and check catalog entries.", epilog="Example: flexinfer catalog list")
 
@@ -146,7 +147,7 @@ def _row(loaded: LoadedEntry) -> dict[str, Any]:
                 "name": variant.name,
                 "format": variant.quantize.format,
                 "type": variant.quantize.type or variant.quantize.scheme,
-                "reference": f"{spec.publish.repository}:{variant.name}",
+                "reference": variant_reference(spec.publish.repository, variant.name),
             }
             for variant in spec.variants
         ],

@@ -26,6 +26,7 @@ from flexinfer.net.trust import ssl_context
 from flexinfer.oci.layout_target import in_thread
 from flexinfer.resources.source import SourceUri
 from flexinfer.spelling import nearest
+from flexinfer_pipelines.resolved import is_document
 from flexinfer_pipelines.sources import EPOCH, Moved, Resolved, Source, SourceFile, SourceTools
 
 T = TypeVar("T")
@@ -65,7 +66,7 @@ class HuggingFaceSource(Source):
         if uri.path and not wanted:
             near = nearest(uri.path, [entry.path for entry in entries])
             raise NotFound(f"{uri}: no file {uri.path!r}{near}", code="source_not_found")
-        documents = [e for e in entries if uri.path and _is_document(e.path)]
+        documents = [e for e in entries if uri.path and is_document(e.path)]
         inner = f"/{uri.path}" if uri.path else ""
         return Resolved(
             uri=str(uri),
@@ -241,7 +242,3 @@ def _latest(entries: list[Any]) -> str:
         return EPOCH
     latest: datetime = max(dates)
     return latest.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _is_document(path: str) -> bool:
-    return bool(re.fullmatch(r"(?i)(licen[cs]e|notice)(\.(txt|md))?|readme\.md", path))

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from flexinfer.catalog import Catalog
 from flexinfer.catalog.binding import adhoc_entry, slug, wanted
-from flexinfer.catalog.rules import RESERVED_PREFIXES
 from flexinfer.errors import InvalidInput, NotFound
 from flexinfer.resources.document import parse_document
 from flexinfer.resources.entry import CatalogEntry
 from flexinfer.resources.source import SourceUri, parse_source
+from flexinfer.store_names import RESERVED_TAG_PREFIXES
 
 Write = Callable[..., Path]
 
@@ -106,7 +106,7 @@ def test_a_name_changes_the_entry_and_never_the_reference() -> None:
 
 
 def test_no_variant_of_a_catalog_can_have_such_a_tag() -> None:
-    assert _reference("file:///m").partition(":")[2].startswith(RESERVED_PREFIXES)
+    assert _reference("file:///m").partition(":")[2].startswith(RESERVED_TAG_PREFIXES)
 
 
 def test_a_catalog_source_is_looked_up(tmp_path: Path, write: Write) -> None:
