@@ -71,7 +71,13 @@ def parse_attestation(data: bytes, expected_digest: Digest) -> Statement:
         IntegrityError: `statement_subject` (bound to another digest), `statement_invalid`.
     """
     try:
-        value = parse_object(data, what="statement", code=_INVALID, max_bytes=MAX_STATEMENT_BYTES)
+        value = parse_object(
+            data,
+            what="statement",
+            code=_INVALID,
+            too_large=_INVALID,
+            max_bytes=MAX_STATEMENT_BYTES,
+        )
     except InvalidInput as error:
         raise _invalid(error.message) from error
     if value.get("_type") != STATEMENT_TYPE:

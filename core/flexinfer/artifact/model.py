@@ -99,9 +99,15 @@ class ModelConfig:
         """Return the configuration in *data* and its diff ids; what is unknown or absent is left out.
 
         Raises:
-            InvalidInput: code `model_config_invalid`: not JSON, or a field of another type.
+            InvalidInput: code `model_config_too_large`; `model_config_invalid`: not JSON, or a field of another type.
         """
-        value = parse_object(data, what="model config", code=_INVALID, max_bytes=MAX_CONFIG_BYTES)
+        value = parse_object(
+            data,
+            what="model config",
+            code=_INVALID,
+            too_large="model_config_too_large",
+            max_bytes=MAX_CONFIG_BYTES,
+        )
         descriptor, config, files = (
             _object(value, part) for part in ("descriptor", "config", "modelfs")
         )

@@ -10,12 +10,14 @@ from typing import Any
 import typer
 
 from flexinfer.artifact import PREDICATE_TEST_RESULT, Artifact, Statement
-from flexinfer.commands.removal import SOURCES, gc, is_build, missing, rm
+from flexinfer.commands.removal import gc, missing, rm
 from flexinfer.console import group, print_json, print_table
 from flexinfer.errors import FlexInferError, IntegrityError, NotFound
-from flexinfer.oci import Descriptor, Digest
+from flexinfer.oci import Descriptor, Digest, Layout
+from flexinfer.oci.recovery import rebuild_index
 from flexinfer.places import Home
 from flexinfer.store import Store, VerifyFailure
+from flexinfer.store_names import is_build, is_source
 from flexinfer.units import format_bytes
 
 _MAX_NAMED = 5
@@ -150,13 +152,18 @@ def verify(
 
 @app.command("scrub", epilog="Example: flexinfer artifact scrub")
 def scrub(
+    rebuild: bool = typer.Option(
+        False, "--rebuild-index", help="First make index.json anew, if it is lost."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Write JSON instead of lines."),
 ) -> None:
     """Hash every blob in the store, referenced or not, and look for missing ones."""
+    names = _rebuilt(quiet=as_json) if rebuild else ()
     report = _store().scrub()
     if as_json:
         print_json(
             {
+                "recovered": list(names),
                 "checked": report.checked,
                 "hashedBytes": report.hashed_bytes,
                 "failures": [_failure(failure) for failure in report.failures],
@@ -183,6 +190,18 @@ def _find(store: Store, reference: str) -> Descriptor:
         raise missing(store, reference) from error
 
 
+def _rebuilt(*, quiet: bool) -> tuple[str, ...]:
+    """Make a lost index anew, say what came of it, and return the names of the artifacts that were found."""
+    found = rebuild_index(Layout(Home.find(os.environ).prepare().store))
+    names = tuple(name for name, _ in found or ())
+    if not quiet:
+        if found is None:
+            typer.echo("index.json is there; nothing was rebuilt")
+        for name in names:
+            typer.echo(f"found {name}; flexinfer artifact inspect shows what it is")
+    return names
+
+
 def _store() -> Store:
     return Store(Home.find(os.environ).prepare().store)
 
@@ -199,7 +218,7 @@ def _named(store: Store, everything: bool) -> list[tuple[str, Descriptor]]:
         ]
         return [*tags, *rest]
     named = {d.digest for name, d in tags if not is_build(name)}
-    shown = [(name, d) for name, d in tags if not name.startswith(SOURCES)]
+    shown = [(name, d) for name, d in tags if not is_source(name)]
     return [(name, d) for name, d in shown if not is_build(name) or d.digest not in named]
 
 

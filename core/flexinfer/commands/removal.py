@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from flexinfer.catalog import Catalog, search_paths
 from flexinfer.catalog.binding import wanted
 from flexinfer.console import print_json
 from flexinfer.errors import Conflict, FlexInferError, InvalidInput, NotFound
+from flexinfer.files import read_error
 from flexinfer.oci import Digest
 from flexinfer.places import Home
 from flexinfer.resources.document import parse_document
@@ -23,20 +25,12 @@ from flexinfer.resources.source import parse_source
 from flexinfer.settings import Settings, load, setting_files
 from flexinfer.spelling import nearest
 from flexinfer.store import Store
+from flexinfer.store_names import BUILD_PREFIX, is_build, is_source
 from flexinfer.units import format_bytes
 
-# What builds were made from; kept so that the next variant need not fetch it.
-SOURCES = "sources/"
-BUILD_TAG = "build-"
-GRACE_S = 3600.0
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _MAX_JOURNAL = 16 * 1024 * 1024
 _MAX_MODEL = 1024 * 1024
-
-
-def is_build(name: str) -> bool:
-    """Say whether *name* is a build's own: by its key."""
-    return name.rpartition(":")[2].startswith(BUILD_TAG)
 
 
 def missing(store: Store, name: str) -> NotFound:
@@ -71,10 +65,10 @@ def rm(
         if name not in tags:
             raise missing(store, name)
     if not force:
-        users = used_by(home, load(Settings, os.environ, files=setting_files(home.root)))
+        wishes = model_wishes(home, load(Settings, os.environ, files=setting_files(home.root)))
         leased = store.leased()
         for name in names:
-            refuse_used(name, tags[name].digest, users.get(name, ()), leased)
+            refuse_used(name, tags[name].digest, wishes, leased)
     removed = [one for name in dict.fromkeys(names) for one in _with_build_names(store, name)]
     hints = [] if as_json else [_source_hint(store, name, removed) for name in names]
     for name in removed:
@@ -110,27 +104,30 @@ def gc(
     roots = noted(home.work)
     if dry_run:
         found = store.garbage(roots=roots, grace_s=grace_s)
-        files = bytes_ = 0
+        rest = store.old_partials(grace_s)
     else:
         found = store.collect(roots=roots, grace_s=grace_s)
         rest = store.collect_partials(grace_s)
-        files, bytes_ = rest.files, rest.bytes
+    is_refused = dry_run and store.is_working
     report: dict[str, Any] = {
         "dryRun": dry_run,
+        "buildRunning": is_refused,
         "manifests": list(found.manifests),
         "blobs": list(found.blobs),
         "blobBytes": found.bytes,
-        "otherFiles": files,
-        "otherBytes": bytes_,
-        "freedBytes": found.bytes + bytes_,
+        "otherFiles": rest.files,
+        "otherBytes": rest.bytes,
+        "freedBytes": found.bytes + rest.bytes,
     }
     if as_json:
         print_json(report)
         return
     word = "would be freed" if dry_run else "freed"
     parts = f"{len(found.blobs)} blobs of no name, {len(found.manifests)} of them manifests"
-    more = f", {files} partial or quarantined files" if files else ""
-    typer.echo(f"{format_bytes(found.bytes + bytes_)} {word}: {parts}{more}")
+    more = f", {rest.files} partial or quarantined files" if rest.files else ""
+    typer.echo(f"{format_bytes(found.bytes + rest.bytes)} {word}: {parts}{more}")
+    if is_refused:
+        typer.echo("not now: a build is running, and gc removes nothing until it has ended")
 
 
 def parse_age(text: str) -> float:
@@ -148,49 +145,72 @@ def parse_age(text: str) -> float:
 
 
 def noted(work: Path) -> frozenset[Digest]:
-    """Return the digests that the journals of builds in progress name: they go on with these bytes."""
+    """Return the digests that the journals of builds in progress name: they go on with these bytes.
+
+    Raises:
+        ResourceExhausted: code `disk_error`: one cannot be read, so nobody knows what it needs.
+    """
     found: set[Digest] = set()
-    for path in work.glob("build-*/journal.json"):
+    for path in work.glob(f"{BUILD_PREFIX}*/journal.json"):
         try:
             with path.open("rb") as stream:
                 text = stream.read(_MAX_JOURNAL).decode("ascii", "replace")
-        except OSError:  # the build has just ended
+        except FileNotFoundError:  # the build has just ended
             continue
+        except OSError as error:
+            raise read_error(error, path=path) from error
         found.update(Digest(one) for one in _DIGEST.findall(text))
     return frozenset(found)
 
 
-def used_by(home: Home, settings: Settings) -> dict[str, tuple[str, ...]]:
-    """Return by reference the Model files that ask for it. A file that cannot be read asks for nothing."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """What the Model files ask for. *unknown*: files that do not tell now, each with the reason."""
+
+    files: Mapping[str, str]
+    """By reference, a file that asks for it."""
+    unknown: Mapping[str, str]
+
+
+def model_wishes(home: Home, settings: Settings) -> Wishes:
+    """Return what every Model file in *home* asks for."""
     catalog = Catalog.load(search_paths(settings.catalog, home, Path.cwd()))
-    found: dict[str, tuple[str, ...]] = {}
+    files: dict[str, str] = {}
+    unknown: dict[str, str] = {}
     for path in sorted(home.models.glob("*.y*ml")):
         try:
             with path.open("rb") as stream:
                 text = stream.read(_MAX_MODEL).decode("utf-8", "replace")
             model = parse_document(Model, text, path.name)
-            reference = wanted(parse_source(model.spec.source), catalog)[2]
-        except (OSError, FlexInferError):
-            continue
-        found[reference] = (*found.get(reference, ()), path.name)
-    return found
+            files.setdefault(wanted(parse_source(model.spec.source), catalog)[2], path.name)
+        except OSError as error:
+            unknown[path.name] = error.strerror or str(error)
+        except FlexInferError as error:
+            unknown[path.name] = error.message
+    return Wishes(files=files, unknown=unknown)
 
 
-def refuse_used(name: str, digest: Digest, files: Sequence[str], leased: frozenset[Digest]) -> None:
-    """Raise if somebody uses what is called *name*.
+def refuse_used(name: str, digest: Digest, wishes: Wishes, leased: Collection[Digest]) -> None:
+    """Raise if somebody uses what is called *name*, or may do so.
 
     Raises:
-        Conflict: code `artifact_in_use`.
+        Conflict: codes `artifact_in_use`, `model_file_unreadable`: the operator may serve what the file said before.
     """
-    if files:
+    if file := wishes.files.get(name):
         raise Conflict(
-            f"{name}: models/{files[0]} asks for it; delete that file first, or use --force",
+            f"{name}: models/{file} asks for it; delete that file first, or use --force",
             code="artifact_in_use",
         )
     if digest in leased:
         raise Conflict(
             f"{name}: a running engine has it checked out; stop it first, or use --force",
             code="artifact_in_use",
+        )
+    for file, reason in wishes.unknown.items():
+        raise Conflict(
+            f"{name}: models/{file} may ask for it, and does not tell: {reason}; mend or delete that file, "
+            "or use --force",
+            code="model_file_unreadable",
         )
 
 
@@ -207,7 +227,7 @@ def _source_hint(store: Store, name: str, removed: Sequence[str]) -> str:
     try:
         identity = store.artifact(store.resolve(name).digest).annotations.get(ANNOTATION_SOURCE)
         for one, descriptor in store.tags():
-            if one.startswith(SOURCES) and one not in removed:
+            if is_source(one) and one not in removed:
                 artifact = store.artifact(descriptor.digest)
                 if artifact.annotations.get(ANNOTATION_SOURCE) == identity:
                     size = format_bytes(artifact.size_bytes)

@@ -11,7 +11,7 @@ even within the same tick of the kernel's clock.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,16 @@ class Quarantined:
     found: Digest
     path: Path
     size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leftover:
+    """A partial, a record or a file in quarantine. *is_held*: a writer has it open now."""
+
+    path: Path
+    size: int
+    age_s: float
+    is_held: bool
 
 
 class BlobFolder:
@@ -92,6 +102,7 @@ class BlobFolder:
         Raises:
             NotFound: code `blob_missing`.
             ResourceExhausted: code `blob_too_large`: above *max_bytes*.
+            ResourceExhausted: code `disk_error`: the disk or this process's limits refuse.
             IntegrityError: code *code*.
         """
         with self.open(digest) as stream:
@@ -101,7 +112,10 @@ class BlobFolder:
                     f"{what} {digest}: expected at most {max_bytes} bytes, got {size}",
                     code="blob_too_large",
                 )
-            data = stream.read(max_bytes + 1)
+            try:
+                data = stream.read(max_bytes + 1)
+            except OSError as error:
+                raise read_error(error, path=self.path(digest)) from error
         check_digest(
             found=digest_of(data), found_size=len(data),
             expected=digest, expected_size=None, what=f"{what} {digest}", code=code,
@@ -238,28 +252,48 @@ class BlobFolder:
                     code="blob_missing",
                 )
 
+    def old(self, *, max_age_s: float, now_s: float) -> tuple[Leftover, ...]:
+        """Return what `remove_old` would remove now."""
+        return choose_old(self._leftovers(now_s), max_age_s=max_age_s)
+
     def remove_old(self, *, max_age_s: float, now_s: float) -> tuple[int, int]:
         """Remove partials and records that nobody has touched for *max_age_s*; return their count and bytes.
 
         *now_s*: seconds since the Unix epoch. A partial whose writer lives stays.
         """
         count = freed = 0
+        for one in self.old(max_age_s=max_age_s, now_s=now_s):
+            held = try_lock(one.path)  # again: somebody may have taken it up since
+            if held is None:
+                continue
+            try:
+                with suppress(FileNotFoundError):
+                    os.unlink(one.path)
+                    count, freed = count + 1, freed + one.size
+            finally:
+                os.close(held)
+        return count, freed
+
+    def _leftovers(self, now_s: float) -> Iterator[Leftover]:
         for folder in (self.partials, self.quarantine):
-            for name in os.listdir(folder):
+            for name in sorted(os.listdir(folder)):
                 path = folder / name
                 with suppress(FileNotFoundError):
                     found = os.stat(path, follow_symlinks=False)
-                    if now_s - found.st_mtime < max_age_s:
-                        continue
                     held = try_lock(path)
-                    if held is None:
-                        continue
-                    try:
-                        os.unlink(path)
-                        count, freed = count + 1, freed + found.st_size
-                    finally:
+                    if held is not None:
                         os.close(held)
-        return count, freed
+                    yield Leftover(
+                        path=path,
+                        size=found.st_size,
+                        age_s=now_s - found.st_mtime,
+                        is_held=held is None,
+                    )
+
+
+def choose_old(leftovers: Iterable[Leftover], *, max_age_s: float) -> tuple[Leftover, ...]:
+    """Return those that nobody holds and nobody has touched for *max_age_s*."""
+    return tuple(one for one in leftovers if not one.is_held and one.age_s >= max_age_s)
 
 
 def _changed_at(quarantined: Quarantined) -> int:

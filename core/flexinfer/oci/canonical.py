@@ -16,17 +16,19 @@ def canonical_json(value: Any) -> bytes:
     return text.encode()
 
 
-def parse_object(data: bytes, *, what: str, code: str, max_bytes: int) -> dict[str, Any]:
+def parse_object(
+    data: bytes, *, what: str, code: str, too_large: str, max_bytes: int
+) -> dict[str, Any]:
     """Return the JSON object in *data*; *what* names it in messages.
 
     Raises:
-        InvalidInput: code *code*: above *max_bytes*, not UTF-8, not JSON, nested too deep, a key that
+        InvalidInput: code *too_large*: above *max_bytes*. Code *code*: not UTF-8, not JSON, nested too deep, a key that
             occurs twice, a number that JSON has not (NaN), or anything else than an object.
     """
     if len(data) > max_bytes:
         raise InvalidInput(
             f"{what}: expected at most {max_bytes} bytes, got {len(data)}",
-            code=code.replace("_invalid", "_too_large"),
+            code=too_large,
         )
     try:
         value = json.loads(
@@ -40,11 +42,11 @@ def parse_object(data: bytes, *, what: str, code: str, max_bytes: int) -> dict[s
     return value
 
 
-def text_map(value: Any, *, what: str, code: str, max_bytes: int) -> dict[str, str]:
+def text_map(value: Any, *, what: str, code: str, too_large: str, max_bytes: int) -> dict[str, str]:
     """Return *value* as a map of strings to strings whose keys and values fit *max_bytes*; None is empty.
 
     Raises:
-        InvalidInput: code *code*.
+        InvalidInput: code *too_large*: above *max_bytes*. Code *code*: anything else than such a map.
     """
     if value is None:
         return {}
@@ -63,7 +65,7 @@ def text_map(value: Any, *, what: str, code: str, max_bytes: int) -> dict[str, s
     if size > max_bytes:
         raise InvalidInput(
             f"{what}: expected at most {max_bytes} bytes, got {size}",
-            code=code.replace("_invalid", "_too_large"),
+            code=too_large,
         )
     return dict(value)
 

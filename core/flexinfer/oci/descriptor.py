@@ -55,11 +55,14 @@ class Descriptor:
         return found
 
     @classmethod
-    def parse(cls, value: Any, *, what: str, code: str = "manifest_invalid") -> Descriptor:
+    def parse(
+        cls, value: Any, *, what: str,
+        code: str = "manifest_invalid", too_large: str = "manifest_too_large",
+    ) -> Descriptor:  # fmt: skip
         """Return the descriptor in the JSON object *value*; unknown fields are ignored.
 
         Raises:
-            InvalidInput: code `digest_format` for the digest, *code* for all else.
+            InvalidInput: code `digest_format` for the digest, *too_large* for annotations, *code* for all else.
         """
         if not isinstance(value, dict):
             raise InvalidInput(
@@ -77,6 +80,7 @@ class Descriptor:
                 value.get("annotations"),
                 what=f"{what}: annotations",
                 code=code,
+                too_large=too_large,
                 max_bytes=MAX_ANNOTATION_BYTES,
             ),
             artifact_type=media_type_of(artifact_type, what=what, code=code)

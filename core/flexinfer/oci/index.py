@@ -7,7 +7,7 @@ without reading any manifest.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flexinfer.errors import InvalidInput
@@ -21,6 +21,7 @@ NO_SUBJECT = "none"
 MAX_INDEX_BYTES = 64 * 1024 * 1024
 MAX_ENTRIES = 100_000
 _INVALID = "index_invalid"
+_TOO_LARGE = "index_too_large"
 
 
 class Index:
@@ -33,7 +34,9 @@ class Index:
         self._known: dict[Digest, Descriptor] = {}
         self._subjects: dict[Digest, str] = {}
         for number, entry in enumerate(entries):
-            descriptor = Descriptor.parse(entry, what=f"index: entry {number}", code=_INVALID)
+            descriptor = Descriptor.parse(
+                entry, what=f"index: entry {number}", code=_INVALID, too_large=_TOO_LARGE
+            )
             notes = descriptor.annotations
             plain = Descriptor(
                 media_type=descriptor.media_type,
@@ -50,7 +53,7 @@ class Index:
     @classmethod
     def empty(cls) -> Index:
         """Return the index of a layout in which nothing is."""
-        return cls((), {"schemaVersion": 2, "mediaType": MEDIA_INDEX})
+        return cls.of(())
 
     @classmethod
     def parse(cls, data: bytes) -> Index:
@@ -59,16 +62,27 @@ class Index:
         Raises:
             InvalidInput: `index_invalid`, `index_too_large`, or `digest_format`.
         """
-        value = parse_object(data, what="index.json", code=_INVALID, max_bytes=MAX_INDEX_BYTES)
+        value = parse_object(
+            data, what="index.json", code=_INVALID, too_large=_TOO_LARGE, max_bytes=MAX_INDEX_BYTES
+        )
         entries = value.pop("manifests", None)
         if not isinstance(entries, list):
             raise InvalidInput("index.json: manifests: expected a list", code=_INVALID)
         if len(entries) > MAX_ENTRIES:
             raise InvalidInput(
                 f"index.json: expected at most {MAX_ENTRIES} entries, got {len(entries)}",
-                code="index_too_large",
+                code=_TOO_LARGE,
             )
         return cls(tuple(entries), value)
+
+    @classmethod
+    def of(cls, found: Iterable[tuple[Descriptor, Digest | None, str]]) -> Index:
+        """Return the index of these manifests, each with its subject and its name; an empty name is none."""
+        entries = []
+        for descriptor, subject, name in found:
+            notes = {SUBJECT: subject or NO_SUBJECT} | ({REF_NAME: name} if name else {})
+            entries.append(descriptor.to_json() | {"annotations": notes})
+        return cls(tuple(entries), {"schemaVersion": 2, "mediaType": MEDIA_INDEX})
 
     def to_bytes(self) -> bytes:
         """Return the index as canonical JSON."""

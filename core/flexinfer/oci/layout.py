@@ -14,8 +14,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Protocol, TypeVar
 
-from flexinfer.errors import InvalidInput
-from flexinfer.files import replace_file
+from flexinfer.errors import IntegrityError, InvalidInput
+from flexinfer.files import read_error, replace_file
 from flexinfer.oci.blobs import BlobFolder
 from flexinfer.oci.canonical import canonical_json
 from flexinfer.oci.descriptor import Descriptor
@@ -51,6 +51,8 @@ class Layout:
         self.root = root
         self.blobs = blobs if blobs is not None else BlobFolder(root)
         self._index_path = root / "index.json"
+        self._marker = root / "oci-layout"
+        self._scratch = self.blobs.private / "index.tmp"
         self._cached: tuple[tuple[int, int, int, int], Index] | None = None
         self._subjects: OrderedDict[Digest, Digest | None] = OrderedDict()
         self._subjects_lock = Lock()
@@ -59,29 +61,40 @@ class Layout:
         """Make an empty layout, or leave the one that is there.
 
         Raises:
+            IntegrityError: code `index_missing`.
             ResourceExhausted: code `disk_full` or `disk_error`.
         """
         self.blobs.prepare()
-        marker = self.root / "oci-layout"
-        if marker.exists() and self._index_path.exists():
+        if self._marker.exists() and self._index_path.exists():
             return
         with self._locked():
-            scratch = self.blobs.private / "index.tmp"
-            if not marker.exists():
-                replace_file(marker, _LAYOUT, scratch=scratch)
+            # The marker last: killed in between, this leaves no layout that seems to have lost its index.
             if not self._index_path.exists():
-                replace_file(self._index_path, Index.empty().to_bytes(), scratch=scratch)
+                if self._is_begun():
+                    raise self._index_missing()
+                self._write(None, Index.empty())
+            if not self._marker.exists():
+                replace_file(self._marker, _LAYOUT, scratch=self._scratch)
 
     def index(self) -> Index:
         """Return the index as it is now. Cheap: it is parsed again only when the file is another one.
 
         Raises:
+            IntegrityError: code `index_missing`: bytes are there, and nothing says what they are called.
             InvalidInput: as `Index.parse`.
+            ResourceExhausted: code `disk_error`.
         """
         try:
-            found = os.stat(self._index_path)
+            return self._read_index()
         except FileNotFoundError:
+            if self._is_begun():
+                raise self._index_missing() from None
             return Index.empty()
+        except OSError as error:
+            raise read_error(error, path=self._index_path) from error
+
+    def _read_index(self) -> Index:
+        found = os.stat(self._index_path)
         cached = self._cached
         if cached is not None and cached[0] == _stamp(found):
             return cached[1]
@@ -90,6 +103,22 @@ class Layout:
             index = Index.parse(stream.read(MAX_INDEX_BYTES + 1))
         self._cached = (stamp, index)
         return index
+
+    def restore(self, make: Callable[[], Index]) -> Index | None:
+        """Write what *make* returns as the index that is missing; None, and nothing is made, where it is not.
+
+        Raises:
+            Unavailable: code `store_busy`.
+            ResourceExhausted: code `disk_full` or `disk_error`; no index is made.
+        """
+        self.blobs.prepare()
+        with self._locked():
+            if self._index_path.exists():
+                return None
+            made = make()
+            self._write(None, made)
+        self.prepare()
+        return made
 
     def change(self, decide: Callable[[Index], Index]) -> None:
         """Replace the index by what *decide* makes of it, under the lock; the same index is not written.
@@ -236,11 +265,21 @@ class Layout:
                 self._subjects.popitem(last=False)
         return subject
 
-    def _write(self, before: Index, after: Index) -> None:
+    def _is_begun(self) -> bool:
+        """Say whether an index must be there: a layout is whole, or somebody stored bytes."""
+        return self._marker.exists() or any(self.blobs.digests())
+
+    def _index_missing(self) -> IntegrityError:
+        return IntegrityError(
+            f"{self._index_path} is missing, and with it the names of all that is stored beside it; nothing is "
+            "changed: put the file back, or run flexinfer artifact scrub --rebuild-index",
+            code="index_missing",
+        )
+
+    def _write(self, before: Index | None, after: Index) -> None:
         """Replace the index. The caller holds the lock."""
         if after is not before:
-            scratch = self.blobs.private / "index.tmp"
-            replace_file(self._index_path, after.to_bytes(), scratch=scratch)
+            replace_file(self._index_path, after.to_bytes(), scratch=self._scratch)
             # Nobody else writes while we hold the lock, so what lies there is what we know.
             self._cached = (_stamp(os.stat(self._index_path)), after)
 

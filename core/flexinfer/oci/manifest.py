@@ -20,6 +20,7 @@ from flexinfer.oci.descriptor import (
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 MAX_LAYERS = 4096
 _INVALID = "manifest_invalid"
+_TOO_LARGE = "manifest_too_large"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +80,9 @@ class Manifest:
                 `manifest_ambiguous` (two readers could take it for two things), `digest_format`,
                 `manifest_invalid`.
         """
-        value = parse_object(data, what="manifest", code=_INVALID, max_bytes=MAX_MANIFEST_BYTES)
+        value = parse_object(
+            data, what="manifest", code=_INVALID, too_large=_TOO_LARGE, max_bytes=MAX_MANIFEST_BYTES
+        )
         _refuse_ambiguous(value, content_type)
         if value.get("schemaVersion") != 2 or isinstance(value["schemaVersion"], bool):
             raise InvalidInput(
@@ -92,7 +95,7 @@ class Manifest:
         if len(layers) > MAX_LAYERS:
             raise InvalidInput(
                 f"manifest: expected at most {MAX_LAYERS} layers, got {len(layers)}",
-                code="manifest_too_large",
+                code=_TOO_LARGE,
             )
         artifact_type = value.get("artifactType")
         manifest = cls(
@@ -108,6 +111,7 @@ class Manifest:
                 value.get("annotations"),
                 what="manifest: annotations",
                 code=_INVALID,
+                too_large=_TOO_LARGE,
                 max_bytes=MAX_ANNOTATION_BYTES,
             ),
             subject=Descriptor.parse(value["subject"], what="manifest: subject")

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any
 
 from flexinfer.errors import FlexInferError, IntegrityError, Unavailable
-from flexinfer.files import disk_error, make_folders
+from flexinfer.files import disk_error, make_folders, read_error
 from flexinfer.oci import Digest, hex_of, parse_digest
 from flexinfer.oci.durable import lock, remove_tree, take_lock
 from flexinfer.oci.writer import BLOB_MODE
@@ -237,14 +237,22 @@ class Checkouts:
         remove_tree(folder)
 
     def _read(self, name: str) -> tuple[Digest, dict[str, _File]] | None:
-        """Return whose folder it is and what its files are, or None where that is not known."""
+        """Return whose folder it is and what its files are, or None where that is not known.
+
+        Raises:
+            ResourceExhausted: code `disk_error`: it cannot be read now: a lease is not taken for none.
+        """
         try:
             about = json.loads((self._private / f"{name}.json").read_bytes())
             return parse_digest(about["digest"]), {
                 path: _File(blob=parse_digest(one["blob"]), copy=Stamp.parse(one["copy"]))
                 for path, one in about["files"].items()
             }
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, FlexInferError):
+        except OSError as error:
+            if isinstance(error, FileNotFoundError):
+                return None
+            raise read_error(error, path=self._private / f"{name}.json") from error
+        except (ValueError, LookupError, TypeError, AttributeError, FlexInferError):
             return None
 
     def _write(self, name: str, digest: Digest, files: Mapping[str, _File]) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from flexinfer.errors import Conflict, FlexInferError, IntegrityError, Unavailable
+from flexinfer.errors import Conflict, FlexInferError, IntegrityError, InvalidInput, Unavailable
 from flexinfer.oci import Digest, Layout
 from flexinfer.oci.durable import lock, try_lock
 from flexinfer.oci.index import Index
@@ -24,6 +24,7 @@ from flexinfer.store.stamps import Stamps
 
 # Longer than any collection holds the lock: it hashes nothing but manifests.
 _WORK_WAIT_S = 300.0
+_GONE = frozenset({"blob_missing", "blob_too_large"})
 
 
 def work_lock(layout: Layout) -> Path:
@@ -54,7 +55,7 @@ def look(layout: Layout, *, roots: Collection[Digest], grace_s: float, now_s: fl
     """Return what a collection would remove now. *now_s*: seconds since the Unix epoch.
 
     Raises:
-        IntegrityError: code `manifest_digest`: as `collect`.
+        IntegrityError: code `manifest_digest`, ResourceExhausted: code `disk_error`: as `collect`.
     """
     return _planned(layout, layout.index(), roots=roots, grace_s=grace_s, now_s=now_s)
 
@@ -64,7 +65,8 @@ def collect(layout: Layout, stamps: Stamps, *, roots: Collection[Digest], grace_
 
     Raises:
         Conflict: code `build_running`: somebody writes what has no name yet.
-        IntegrityError: code `manifest_digest`: a named manifest cannot be read, so nobody knows what it needs.
+        IntegrityError: code `manifest_digest`: a named manifest is gone or wrong, so nobody knows what it needs.
+        ResourceExhausted: code `disk_error`: a manifest, named or not, cannot be read now; nothing was removed.
     """
     try:
         with lock(work_lock(layout), wait_s=0.0):
@@ -97,6 +99,8 @@ def _read(layout: Layout, digest: Digest, name: str) -> StoredManifest:
     try:
         found = layout.manifest(digest)
     except FlexInferError as error:
+        if not _is_gone(error):
+            raise  # it may be read the next time: evidence has no name that would keep it
         if name:
             raise IntegrityError(
                 f"{name}: {error.message}; what it needs is not known, so nothing is removed: "
@@ -108,6 +112,11 @@ def _read(layout: Layout, digest: Digest, name: str) -> StoredManifest:
         blobs=frozenset(blob.digest for blob in found.blobs),
         subject=found.subject.digest if found.subject is not None else None,
     )
+
+
+def _is_gone(error: FlexInferError) -> bool:
+    """Say whether it tells of a manifest that is not there or not itself; all else tells of the machine."""
+    return isinstance(error, IntegrityError | InvalidInput) or error.code in _GONE
 
 
 def _blobs(layout: Layout, now_s: float) -> dict[Digest, StoredBlob]:

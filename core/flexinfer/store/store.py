@@ -337,6 +337,11 @@ class Store:
         files, freed = self._blobs.remove_old(max_age_s=max_age_s, now_s=time.time())
         return Collected(files=files, bytes=freed, checkouts=self._checkouts.collect())
 
+    def old_partials(self, max_age_s: float) -> Collected:
+        """Return what `collect_partials` would remove of files now; it counts no checkouts."""
+        old = self._blobs.old(max_age_s=max_age_s, now_s=time.time())
+        return Collected(files=len(old), bytes=sum(one.size for one in old), checkouts=0)
+
     def _parts(self, root: Digest, failures: list[VerifyFailure]) -> Iterable[tuple[str, Digest]]:
         """Return what *root* consists of, itself first; a manifest that cannot be read is a failure."""
         try:

@@ -1,16 +1,22 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from flexinfer.errors import IntegrityError, InvalidInput, NotFound
+from flexinfer.errors import IntegrityError, InvalidInput, NotFound, ResourceExhausted
 from flexinfer.oci import Descriptor, Layout, Manifest
+from flexinfer.oci.index import Index
 from flexinfer.oci.layout import expand
+from flexinfer.oci.recovery import rebuild_index
 
 CONFIG = Descriptor.of(b"{}", media_type="application/vnd.cncf.model.config.v1+json")
 
@@ -53,6 +59,101 @@ def test_preparing_again_changes_nothing(layout: Layout) -> None:
     before = (layout.root / "index.json").read_bytes()
     Layout(layout.root).prepare()
     assert (layout.root / "index.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("left", ["marker", "blob"])
+def test_a_layout_that_lost_its_index_is_not_taken_for_an_empty_one(
+    layout: Layout, left: str
+) -> None:
+    if left == "blob":
+        layout.blobs.put_bytes(b"weights")
+        (layout.root / "oci-layout").unlink()
+    (layout.root / "index.json").unlink()
+    for use in (Layout(layout.root).prepare, layout.tags):
+        with pytest.raises(IntegrityError) as caught:
+            use()
+        assert caught.value.code == "index_missing"
+    assert not (layout.root / "index.json").exists()
+
+
+def test_a_layout_whose_making_was_cut_off_is_made_anew(layout: Layout) -> None:
+    (layout.root / "oci-layout").unlink()
+    Layout(layout.root).prepare()
+    assert (layout.root / "oci-layout").exists()
+    assert layout.tags() == ()
+
+
+def test_the_index_is_written_before_the_marker_that_promises_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    real = os.rename
+
+    def rename(source: Any, target: Any) -> None:
+        order.append(Path(target).name)
+        real(source, target)
+
+    monkeypatch.setattr(os, "rename", rename)
+    Layout(tmp_path / "new").prepare()
+    assert order == ["index.json", "oci-layout"]
+
+
+def test_a_rebuilt_index_has_every_whole_manifest_and_no_other_blob(layout: Layout) -> None:
+    found = _manifest(layout)
+    note = layout.put_manifest(Manifest(config=CONFIG, layers=(), subject=found).to_bytes())
+    broken = _manifest(layout, "broken")
+    layout.blobs.put_bytes(b'{"schemaVersion": 2, "but": "no manifest"}')
+    path = layout.blobs.path(broken.digest)
+    path.unlink()
+    path.write_bytes(b'{"schemaVersion": 2}')
+    (layout.root / "index.json").unlink()
+    (layout.root / "oci-layout").unlink()
+    again = Layout(layout.root)
+    assert rebuild_index(again) == ((f"recovered:{found.digest[7:23]}", found),)
+    assert {one.digest for one in again.index().manifests()} == {found.digest, note.digest}
+    assert again.index().referrers(found.digest) == ((note,), ())
+    assert (layout.root / "oci-layout").exists()
+    assert rebuild_index(again) is None
+
+
+def test_an_index_is_not_rebuilt_from_what_could_not_all_be_read(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = _manifest(layout)
+    (layout.root / "index.json").unlink()
+    real = os.open
+
+    def refused(path: Any, *rest: Any, **more: Any) -> int:
+        if str(path) == str(layout.blobs.path(found.digest)):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return real(path, *rest, **more)
+
+    monkeypatch.setattr(os, "open", refused)
+    with pytest.raises(ResourceExhausted):
+        rebuild_index(layout)
+    assert not (layout.root / "index.json").exists()
+
+
+def test_a_manifest_whose_blobs_are_collected_meanwhile_is_not_entered(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = layout.blobs.put_bytes(b"weights")
+    layout.blobs.put_bytes(b"{}")
+    layer = Descriptor(media_type="a/b", digest=weights, size=7)
+    manifest = Manifest(config=CONFIG, layers=(layer,))
+    descriptor = Descriptor.of(manifest.to_bytes(), media_type=manifest.describe().media_type)
+    layout.blobs.put_bytes(manifest.to_bytes())
+    real = layout.change
+
+    def change(decide: Callable[[Index], Index]) -> None:
+        layout.blobs.path(weights).unlink()  # by a collection, between the look and the lock
+        real(decide)
+
+    monkeypatch.setattr(layout, "change", change)
+    with pytest.raises(NotFound) as caught:
+        layout.enter(descriptor, manifest)
+    assert caught.value.code == "blob_missing"
+    assert layout.index().known(descriptor.digest) is None
 
 
 @pytest.mark.parametrize("name", ["smollm2-135m-instruct:q8-0", "llm/smol.x:V1.0", "a:build-0f"])

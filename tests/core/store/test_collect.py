@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
@@ -16,7 +18,7 @@ from typer.testing import CliRunner, Result
 
 from flexinfer.commands.artifact import app
 from flexinfer.commands.removal import parse_age
-from flexinfer.errors import Conflict, IntegrityError, InvalidInput, NotFound
+from flexinfer.errors import Conflict, IntegrityError, InvalidInput, NotFound, ResourceExhausted
 from flexinfer.oci import Digest
 from flexinfer.places import Home
 from flexinfer.store import Store
@@ -215,6 +217,139 @@ def test_a_named_manifest_that_cannot_be_read_stops_it(run: Run, published: Any)
     assert isinstance(refused.exception, IntegrityError)
     assert published.name in refused.exception.message
     assert published.store.has(published.weights)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO])
+def test_evidence_that_cannot_be_read_now_stops_it_and_stays(
+    published: Any, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    store = published.store
+    (referrer,) = store.referrers(published.manifest.digest)
+    before, real = count(store), os.open
+
+    def refused(path: Any, *rest: Any, **more: Any) -> int:
+        if str(path) == str(store.path(referrer.digest)):
+            raise OSError(number, os.strerror(number))
+        return real(path, *rest, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", refused)
+        with pytest.raises(ResourceExhausted) as caught:
+            store.collect(grace_s=0)
+    assert caught.value.code == "disk_error"
+    assert count(store) == before
+    assert len(store.evidence(published.manifest.digest)) == 1
+
+
+@pytest.mark.parametrize("wrong", [None, b"{}", b"x" * 5_000_000])
+def test_evidence_that_is_gone_or_wrong_is_forgotten(published: Any, wrong: bytes | None) -> None:
+    store = published.store
+    (referrer,) = store.referrers(published.manifest.digest)
+    store.path(referrer.digest).unlink()
+    if wrong is not None:
+        store.path(referrer.digest).write_bytes(wrong)
+    assert referrer.digest in store.collect(grace_s=0).manifests
+    assert store.evidence(published.manifest.digest) == ()
+
+
+def test_a_lease_that_cannot_be_read_now_is_not_taken_for_none(
+    published: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = published.store
+    store.untag(published.name)
+    store.untag("smol:build-0123456789abcdef")
+    real = Path.read_bytes
+
+    def refused(path: Path) -> bytes:
+        if path.parent.name == "checkouts":
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return real(path)
+
+    with store.checkout(published.manifest.digest):
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "read_bytes", refused)
+            with pytest.raises(ResourceExhausted):
+                store.collect(grace_s=0)
+        assert store.has(published.weights)
+
+
+def test_a_journal_that_cannot_be_read_stops_it(run: Run, published: Any, home: Home) -> None:
+    digest = published.store.put_bytes(b"fetched, not named yet")
+    (home.work / "build-0123456789abcdef" / "journal.json").mkdir(parents=True)
+    refused = run("gc", "--older-than", "0")
+    assert isinstance(refused.exception, ResourceExhausted)
+    assert "journal.json" in refused.exception.message
+    assert published.store.has(digest)
+
+
+@pytest.mark.parametrize(
+    "text", ["spec: [", MODEL.replace("catalog://smol", "catalog://other"), None]
+)
+def test_a_model_file_that_does_not_tell_is_taken_for_a_user(
+    run: Run, published: Any, home: Home, text: str | None
+) -> None:
+    (home.catalogs / "smol.yaml").write_text(ENTRY)
+    if text is None:
+        (home.models / "mine.yaml").mkdir()
+    else:
+        (home.models / "mine.yaml").write_text(text)
+    refused = run("rm", published.name)
+    assert isinstance(refused.exception, Conflict)
+    assert refused.exception.code == "model_file_unreadable"
+    assert "models/mine.yaml" in refused.exception.message
+    assert dict(published.store.tags())[published.name] == published.manifest
+    assert run("rm", published.name, "--force").exit_code == 0
+
+
+def test_a_dry_run_says_the_same_as_the_real_one(run: Run, published: Any) -> None:
+    run("rm", published.name)
+    with published.store.writer(key="k", expected=Digest("sha256:" + "0" * 64)) as writer:
+        writer.write(b"begun")
+    (published.store.root / "quarantine" / "x.y").write_bytes(b"bad")
+    said = json.loads(run("gc", "--dry-run", "--older-than", "0", "--json").stdout)
+    assert (said["otherFiles"], said["otherBytes"]) == (2, 8)
+    assert (published.store.root / "quarantine" / "x.y").exists()
+    done = json.loads(run("gc", "--older-than", "0", "--json").stdout)
+    assert said | {"dryRun": False} == done
+
+
+def test_a_dry_run_counts_no_partial_whose_writer_lives(run: Run, published: Any) -> None:
+    with published.store.writer(key="k") as writer:
+        writer.write(b"begun")
+        said = json.loads(run("gc", "--dry-run", "--older-than", "0", "--json").stdout)
+    assert said["otherFiles"] == 0
+
+
+def test_a_dry_run_says_that_a_build_would_refuse_the_real_one(run: Run, published: Any) -> None:
+    assert not json.loads(run("gc", "--dry-run", "--json").stdout)["buildRunning"]
+    with published.store.working():
+        assert json.loads(run("gc", "--dry-run", "--json").stdout)["buildRunning"]
+        assert "a build is running" in run("gc", "--dry-run").stdout
+
+
+def test_a_lost_index_stops_all_and_its_artifacts_are_found_again(
+    run: Run, published: Any, home: Home
+) -> None:
+    (home.store / "index.json").unlink()
+    before = count(published.store)
+    for command in (["gc", "--older-than", "0"], ["ls"], ["scrub"]):
+        refused = run(*command)
+        assert isinstance(refused.exception, IntegrityError)
+        assert refused.exception.code == "index_missing"
+        assert f"{home.store}/index.json" in refused.exception.message
+        assert "scrub --rebuild-index" in refused.exception.message
+    with pytest.raises(IntegrityError, match="is missing"):
+        published.store.collect(grace_s=0)  # a process that had it open
+    assert count(published.store) == before
+    found = json.loads(run("scrub", "--rebuild-index", "--json").stdout)
+    assert found["recovered"] == [f"recovered:{published.manifest.digest[7:23]}"]
+    run("gc", "--older-than", "0")
+    assert count(published.store) == before
+    again = Store(home.store)
+    assert again.resolve(found["recovered"][0]) == published.manifest
+    assert len(again.evidence(published.manifest.digest)) == 1
+    assert "nothing was rebuilt" in run("scrub", "--rebuild-index").stdout
+    assert [name for name, _ in Store(home.store).tags()] == found["recovered"]
 
 
 def test_partials_and_quarantine_go_when_they_are_old(run: Run, published: Any) -> None:
