@@ -8,9 +8,10 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from flexinfer.errors import FlexInferError, InvalidInput, NotFound
+from flexinfer.exposure import is_loopback
 from flexinfer.settings import ServeSection
 from flexinfer_serving.api import admin, openai
-from flexinfer_serving.api.guard import App, Guard, is_loopback
+from flexinfer_serving.api.guard import App, Guard
 from flexinfer_serving.openai import errors
 from flexinfer_serving.router import Router
 

@@ -32,10 +32,11 @@ def serve(
 
     Example: flexinfer serve --fleet fleet.yaml
     """
+    from flexinfer.exposure import check
     from flexinfer_serving.fleet import DemandSink, FleetSource
     from flexinfer_serving.forward import PooledForwarder
     from flexinfer_serving.router import Router, answers, installed_engine
-    from flexinfer_serving.worker import check, run_until_signalled
+    from flexinfer_serving.worker import run_until_signalled
 
     home = Home.find(os.environ)
     settings = load(Settings, os.environ, files=setting_files(home.root))

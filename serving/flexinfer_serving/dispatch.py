@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from dataclasses import dataclass, field
 
 from flexinfer.clock import Clock
 from flexinfer.errors import (
@@ -22,16 +21,24 @@ from flexinfer.log import get_logger
 from flexinfer.metrics import Metrics
 from flexinfer.settings import ServeSection
 from flexinfer_serving import lookup
-from flexinfer_serving.admission.effects import Admit, Effect, GateLimits, Refuse, RequestId, Wake
+from flexinfer_serving.admission.effects import (
+    Admit,
+    Effect,
+    GateLimits,
+    Phase,
+    Refuse,
+    RequestId,
+    Wake,
+)
 from flexinfer_serving.admission.gate import Gate
 from flexinfer_serving.chosen import Chosen
 from flexinfer_serving.explain import Record
-from flexinfer_serving.first_tokens import FirstTokens
 from flexinfer_serving.fleet import DemandSink
 from flexinfer_serving.leasing import Lessor
 from flexinfer_serving.measures import Measures
 from flexinfer_serving.probing import Probe, Prober
 from flexinfer_serving.routing import Route, Strategy
+from flexinfer_serving.tickets import Admission, Entry, Ticket
 
 log = get_logger(__name__)
 
@@ -40,78 +47,6 @@ _KINDS: dict[str, type[FlexInferError]] = {
     "deadline_exceeded": DeadlineExceeded,
     "model_not_found": NotFound,
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Admission:
-    """A request's turn at a replica."""
-
-    model: FleetModel
-    replica: FleetReplica
-    held_s: float
-
-
-@dataclass(slots=True, eq=False)
-class _Entry:
-    """One Model's gate and what runs for it."""
-
-    model: FleetModel
-    gate: Gate
-    measures: Measures
-    prober: Prober | None = None
-    tickets: dict[RequestId, Ticket] = field(default_factory=dict)
-    timer: asyncio.TimerHandle | None = None
-    lessor: Lessor | None = None
-    first_tokens: FirstTokens = field(default_factory=FirstTokens)
-    arrivals: int = 0
-    active_s: float | None = None
-    is_removed: bool = False
-
-    def replica(self, name: str) -> FleetReplica | None:
-        return next((r for r in self.model.replicas if r.id == name), None)
-
-    def probe(self, replica: FleetReplica) -> None:
-        if self.prober is not None:
-            self.prober.start(replica)
-
-    @property
-    def draining(self) -> frozenset[str]:
-        return frozenset(r.id for r in self.model.replicas if r.phase == "draining")
-
-
-class Ticket:
-    """One request at the gates. `finish` must be called, whatever happened; it may be called twice."""
-
-    def __init__(
-        self, dispatcher: Dispatcher, entry: _Entry, request: RequestId, record: Record
-    ) -> None:
-        self._dispatcher = dispatcher
-        self._entry = entry
-        self.request = request
-        self.record = record
-        self.decision: asyncio.Future[Admission] = asyncio.get_running_loop().create_future()
-
-    @property
-    def model(self) -> FleetModel:
-        """Return the Model as the newest snapshot shows it."""
-        return self._entry.model
-
-    def finish(self) -> None:
-        """Free the place or the slot."""
-        self._dispatcher.finish(self._entry, self)
-
-    def give_back(self, replica: FleetReplica) -> None:
-        """*replica* answered nothing and is suspected: wait again, at the old place. `decision` is a new future."""
-        self.decision = asyncio.get_running_loop().create_future()
-        self._dispatcher.give_back(self._entry, self, replica)
-
-    def heard(self, replica: FleetReplica, seconds: float) -> None:
-        """The answer began, *seconds* after the request was sent."""
-        self._entry.first_tokens.heard(replica.id, seconds)
-
-    def suspect(self, replica: FleetReplica) -> None:
-        """The replica failed in a way that is not tried again: nothing new for it until it answers."""
-        self._dispatcher.suspect(self._entry, replica)
 
 
 class Dispatcher:
@@ -137,7 +72,7 @@ class Dispatcher:
         self._metrics = metrics
         self._sink = sink
         self._probe = probe
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, Entry] = {}
         self._last = 0
         self.snapshot: FleetSnapshot | None = None
         self.is_connected = False
@@ -166,6 +101,7 @@ class Dispatcher:
                 self._settle(
                     known, known.gate.updated(model, now_s=now_s, strategy=strategy), now_s
                 )
+                self._tell_lost(known, now_s)
             known.measures.count_replicas(model)
 
     def connected(self, is_connected: bool) -> None:
@@ -211,7 +147,7 @@ class Dispatcher:
             record.note("held", now_s=now_s, phase=entry.gate.phase(now_s).value)
         return ticket
 
-    def finish(self, entry: _Entry, ticket: Ticket) -> None:
+    def finish(self, entry: Entry, ticket: Ticket) -> None:
         if entry.tickets.pop(ticket.request, None) is None:
             return
         now_s = self._clock.now_s()
@@ -227,13 +163,13 @@ class Dispatcher:
         if entry.is_removed and not entry.tickets:
             self._forget(entry)
 
-    def give_back(self, entry: _Entry, ticket: Ticket, replica: FleetReplica) -> None:
+    def give_back(self, entry: Entry, ticket: Ticket, replica: FleetReplica) -> None:
         now_s = self._clock.now_s()
         effects = entry.gate.returned(ticket.request, now_s=now_s)
         entry.probe(replica)
         self._settle(entry, effects, now_s)
 
-    def suspect(self, entry: _Entry, replica: FleetReplica) -> None:
+    def suspect(self, entry: Entry, replica: FleetReplica) -> None:
         now_s = self._clock.now_s()
         effects = entry.gate.suspected(replica.id, now_s=now_s)
         entry.probe(replica)
@@ -256,9 +192,17 @@ class Dispatcher:
             self._stop(entry)
         self._entries.clear()
 
+    def _tell_lost(self, entry: Entry, now_s: float) -> None:
+        """Tell the requests at replicas that froze or vanished, where another replica could take them."""
+        if entry.gate.phase(now_s) is not Phase.OPEN:
+            return
+        for ticket in tuple(entry.tickets.values()):
+            if ticket.when_lost is not None and entry.has_lost(ticket.decision.result().replica):
+                ticket.when_lost()
+
     # Effects and timers ---------------------------------------------------------------------------------
 
-    def _settle(self, entry: _Entry, effects: list[Effect], now_s: float) -> None:
+    def _settle(self, entry: Entry, effects: list[Effect], now_s: float) -> None:
         for effect in effects:
             match effect:
                 case Admit():
@@ -272,7 +216,7 @@ class Dispatcher:
         if entry.lessor is not None:
             entry.lessor.look()
 
-    def _admit(self, entry: _Entry, effect: Admit, now_s: float) -> None:
+    def _admit(self, entry: Entry, effect: Admit, now_s: float) -> None:
         ticket = entry.tickets[effect.request]
         replica = entry.replica(effect.replica)
         assert replica is not None  # a gate admits only to replicas of its newest snapshot
@@ -287,7 +231,7 @@ class Dispatcher:
                 Admission(model=entry.model, replica=replica, held_s=effect.held_s)
             )
 
-    def _refuse(self, entry: _Entry, effect: Refuse, now_s: float) -> None:
+    def _refuse(self, entry: Entry, effect: Refuse, now_s: float) -> None:
         ticket = entry.tickets[effect.request]
         ticket.record.note("refused", now_s=now_s, code=effect.code, why=effect.message)
         self._metrics.observe(
@@ -302,7 +246,7 @@ class Dispatcher:
                 kind(effect.message, code=effect.code, retry_after_s=effect.retry_after_s)
             )
 
-    def _set_timer(self, entry: _Entry, now_s: float) -> None:
+    def _set_timer(self, entry: Entry, now_s: float) -> None:
         if entry.timer is not None:
             entry.timer.cancel()
             entry.timer = None
@@ -311,11 +255,11 @@ class Dispatcher:
             loop = asyncio.get_running_loop()
             entry.timer = loop.call_later(max(0.0, due_s - now_s), self._tick, entry)
 
-    def _tick(self, entry: _Entry) -> None:
+    def _tick(self, entry: Entry) -> None:
         now_s = self._clock.now_s()
         self._settle(entry, entry.gate.tick(now_s=now_s), now_s)
 
-    def _lease(self, entry: _Entry, now_s: float) -> DemandLease:
+    def _lease(self, entry: Entry, now_s: float) -> DemandLease:
         return DemandLease(
             router=self._router,
             model=entry.model.name,
@@ -331,7 +275,7 @@ class Dispatcher:
 
     # Entries --------------------------------------------------------------------------------------------
 
-    def _entry(self, model: FleetModel, strategy: Strategy, now_s: float) -> _Entry:
+    def _entry(self, model: FleetModel, strategy: Strategy, now_s: float) -> Entry:
         limits = GateLimits(
             max_requests=self._section.max_queue_requests,
             max_bytes=self._section.max_queue_bytes,
@@ -339,7 +283,7 @@ class Dispatcher:
             can_wake=self._sink is not None,
         )
         gate = Gate(model, limits=limits, strategy=strategy, now_s=now_s)
-        entry = _Entry(model=model, gate=gate, measures=Measures(self._metrics, model.name))
+        entry = Entry(model=model, gate=gate, measures=Measures(self._metrics, model.name))
         entry.prober = Prober(
             self._probe,
             current=lambda: entry.model,
@@ -357,11 +301,12 @@ class Dispatcher:
             )
         return entry
 
-    def _trusted(self, entry: _Entry, replica: str) -> None:
+    def _trusted(self, entry: Entry, replica: str) -> None:
         now_s = self._clock.now_s()
         self._settle(entry, entry.gate.trusted(replica, now_s=now_s), now_s)
+        self._tell_lost(entry, now_s)
 
-    def _remove(self, entry: _Entry, now_s: float) -> None:
+    def _remove(self, entry: Entry, now_s: float) -> None:
         """The Model is gone: nobody waits for it any more; what is in flight ends by itself."""
         entry.is_removed = True
         message = f"model {entry.model.name!r} was removed"
@@ -369,14 +314,14 @@ class Dispatcher:
         if not entry.tickets:
             self._forget(entry)
 
-    def _forget(self, entry: _Entry) -> None:
+    def _forget(self, entry: Entry) -> None:
         self._stop(entry)
         if self._entries.get(entry.model.name) is entry:
             del self._entries[entry.model.name]
             self._chosen.forget(entry.model.name)
             entry.measures.forget()
 
-    def _stop(self, entry: _Entry) -> None:
+    def _stop(self, entry: Entry) -> None:
         if entry.timer is not None:
             entry.timer.cancel()
         if entry.lessor is not None:

@@ -25,7 +25,6 @@ from flexinfer.log import get_logger
 from flexinfer_serving import steering
 from flexinfer_serving.account import STREAM_HEADERS, Account
 from flexinfer_serving.client import LINGER_S, Client, ClientGone
-from flexinfer_serving.dispatch import Admission, Ticket
 from flexinfer_serving.forward import Head, Reply, UpstreamFault
 from flexinfer_serving.openai import errors, sse
 from flexinfer_serving.openai.request import read
@@ -39,6 +38,7 @@ from flexinfer_serving.replies import (
     read_refusal,
 )
 from flexinfer_serving.router import Router, proof
+from flexinfer_serving.tickets import Admission, Ticket
 
 log = get_logger(__name__)
 
@@ -60,6 +60,7 @@ class Exchange:
         self._body = b""
         self._cut: Cut = ""
         self._work: asyncio.Task[None] | None = None
+        self._has_moved = False
         self._idle_s = router.section.stream_idle_timeout_s
 
     async def run(self) -> None:
@@ -206,9 +207,12 @@ class Exchange:
         error: FlexInferError
         self._account.sent()
         try:
-            reply = await self._router.forwarder.send(
-                head, payload, replica, timeout_s=self._router.section.first_byte_timeout_s
-            )
+            reply = await self._send(ticket, head, payload, replica, retry)
+        except TimeoutError:
+            self._account.failed(replica, "lost")
+            self._account.retried("lost")
+            ticket.give_back(replica)
+            return None
         except UpstreamFault as fault:
             cause: str = fault.kind
             error = fault_error(fault.kind, f"model {self._account.model!r}: ")
@@ -227,6 +231,31 @@ class Exchange:
             return None
         ticket.suspect(replica)
         raise error
+
+    async def _send(
+        self, ticket: Ticket, head: Head, payload: bytes, replica: FleetReplica, retry: int
+    ) -> Reply:
+        """Return the replica's answer.
+
+        Raises:
+            UpstreamFault: as `Forwarder.send`.
+            TimeoutError: the fleet gave the replica up while another one is ready; one retry is taken for it.
+        """
+
+        def lost() -> None:
+            # The engine may still compute, so this is a retry like others. One that may not move waits on.
+            if retry < MAX_RETRIES and not self._has_moved and self._router.retries.take():
+                self._has_moved = True
+                cut.reschedule(asyncio.get_running_loop().time())
+
+        async with asyncio.timeout(None) as cut:
+            ticket.when_lost = lost
+            try:
+                return await self._router.forwarder.send(
+                    head, payload, replica, timeout_s=self._router.section.first_byte_timeout_s
+                )
+            finally:
+                ticket.when_lost = None
 
     # Answers ----------------------------------------------------------------------------------------------
 

@@ -13,11 +13,9 @@ import os
 import signal
 from contextlib import suppress
 
-from flexinfer.errors import InvalidInput
+from flexinfer.exposure import check
 from flexinfer.log import get_logger
 from flexinfer.process import watch_lifeline
-from flexinfer.settings import ServeSection
-from flexinfer_serving.api.guard import is_loopback
 from flexinfer_serving.app import create_admin_app, create_app
 from flexinfer_serving.listener import Listener, ListenerConfig, allow_files, bind
 from flexinfer_serving.router import Router
@@ -26,21 +24,6 @@ log = get_logger(__name__)
 
 _FAREWELL_S = 3.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-
-def check(section: ServeSection) -> None:
-    """Refuse settings that would let strangers in.
-
-    Raises:
-        InvalidInput: code `bind_without_keys`.
-    """
-    for name, host in (("HOST", section.host), ("ADMIN_HOST", section.admin_host)):
-        if not is_loopback(host) and not section.api_keys:
-            raise InvalidInput(
-                f"FLEXINFER_SERVE__{name}={host} lets other machines in without a key; "
-                "set FLEXINFER_SERVE__API_KEYS, or listen on 127.0.0.1",
-                code="bind_without_keys",
-            )
 
 
 class Worker:

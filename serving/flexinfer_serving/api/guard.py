@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
 from flexinfer.errors import FlexInferError, InvalidInput, Unauthorized
+from flexinfer.exposure import is_loopback
 from flexinfer.log import get_logger
 from flexinfer.settings import ServeSection
 from flexinfer_serving.client import Client, Message, Receive, Scope, Send
@@ -28,23 +29,11 @@ Pairs = list[tuple[bytes, bytes]]
 OPEN_PATHS = frozenset({"/livez", "/readyz"})
 MAX_KEY_CHARS = 512
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_LOOPBACK_NAMES = frozenset({"localhost", "localhost.localdomain", "ip6-localhost"})
 _EXPOSED_HEADERS = (
     b"x-request-id, x-flexinfer-explain, x-flexinfer-model, x-flexinfer-replica, "
     b"x-flexinfer-cold-start, x-flexinfer-dropped, retry-after"
 )
 _HEADER_LIST = re.compile(r"[A-Za-z0-9_, -]{0,1024}")
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether *host* names this machine only."""
-    name = host.strip("[]").rstrip(".").lower()
-    if name in _LOOPBACK_NAMES or name.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
 
 
 class Guard:
