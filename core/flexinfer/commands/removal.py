@@ -15,7 +15,7 @@ from flexinfer.artifact import ANNOTATION_SOURCE
 from flexinfer.catalog import Catalog, search_paths
 from flexinfer.catalog.binding import wanted
 from flexinfer.console import print_json
-from flexinfer.errors import Conflict, FlexInferError, InvalidInput, NotFound
+from flexinfer.errors import Conflict, FlexInferError, IntegrityError, InvalidInput, NotFound
 from flexinfer.files import read_error
 from flexinfer.oci import Digest
 from flexinfer.places import Home
@@ -59,7 +59,7 @@ def rm(
 ) -> None:
     """Take names away. What no name needs any more goes with `flexinfer artifact gc`."""
     home, store = _open()
-    before = store.garbage(roots=noted(home.work), grace_s=0.0)
+    before = _freeable(home, store)
     tags = dict(store.tags())
     for name in names:
         if name not in tags:
@@ -73,17 +73,19 @@ def rm(
     hints = [] if as_json else [_source_hint(store, name, removed) for name in names]
     for name in removed:
         store.untag(name)
-    after = store.garbage(roots=noted(home.work), grace_s=0.0)
-    freed = max(0, after.bytes - before.bytes)
+    after = _freeable(home, store)
+    freed = None if before is None or after is None else max(0, after - before)
     if as_json:
         print_json({"removed": removed, "freeableBytes": freed})
         return
     for name in removed:
         typer.echo(f"removed the name {name}")
-    typer.echo(
-        f"{format_bytes(freed)} are needed by no name now; `flexinfer artifact gc` frees them "
-        "once nobody has touched them for an hour"
+    amount = (
+        "what no name needs now"
+        if freed is None
+        else f"{format_bytes(freed)}, needed by no name now,"
     )
+    typer.echo(f"`flexinfer artifact gc` frees {amount} once nobody has touched it for an hour")
     for hint in dict.fromkeys(hint for hint in hints if hint):
         typer.echo(hint)
 
@@ -212,6 +214,14 @@ def refuse_used(name: str, digest: Digest, wishes: Wishes, leased: Collection[Di
             "or use --force",
             code="model_file_unreadable",
         )
+
+
+def _freeable(home: Home, store: Store) -> int | None:
+    """Return how many bytes no name needs; None where a named manifest is wrong, so that nobody knows."""
+    try:
+        return store.garbage(roots=noted(home.work), grace_s=0.0).bytes
+    except IntegrityError:
+        return None
 
 
 def _with_build_names(store: Store, name: str) -> list[str]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -12,8 +13,8 @@ from threading import Thread
 import pytest
 
 from flexinfer.errors import IntegrityError, ResourceExhausted, Unavailable
-from flexinfer.oci import BlobFolder, digest_of
-from flexinfer.oci.durable import lock
+from flexinfer.oci import BlobFolder, Digest, digest_of
+from flexinfer.oci.durable import lock, wait_for_lock
 
 DATA = bytes(range(256)) * 1000
 DIGEST = digest_of(DATA)
@@ -185,6 +186,110 @@ def test_a_read_only_partial_of_a_dead_commit_is_taken_up(folder: BlobFolder) ->
         assert writer.offset == len(DATA)
         writer.commit()
     assert folder.has(DIGEST)
+
+
+def test_a_whole_partial_is_not_fetched_again(folder: BlobFolder) -> None:
+    with folder.writer(key="k", expected=DIGEST, expected_size=len(DATA)) as writer:
+        writer.write(DATA)
+    with folder.writer(key="k", expected=DIGEST, expected_size=len(DATA)) as writer:
+        assert writer.offset == len(DATA)
+        assert writer.commit().digest == DIGEST
+
+
+def test_bytes_are_durable_before_their_name_and_the_name_before_the_commit_returns(
+    folder: BlobFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def synced(descriptor: int) -> None:
+        done.append("fsync " + Path(os.readlink(f"/proc/self/fd/{descriptor}")).suffix)
+        fsync(descriptor)
+
+    def renamed(source: Path, target: Path) -> None:
+        done.append("rename")
+        rename(source, target)
+
+    with folder.writer(key="k", expected=DIGEST) as writer:
+        writer.write(DATA)
+        monkeypatch.setattr(os, "fsync", synced)
+        monkeypatch.setattr(os, "rename", renamed)
+        writer.commit()
+    assert done == ["fsync .partial", "rename", "fsync "]  # the last one: the folder
+
+
+def test_the_record_of_another_file_is_not_believed(folder: BlobFolder) -> None:
+    with folder.writer(key="k") as writer:
+        writer.write(b"what the source was yesterday")
+        writer.commit()
+    with folder.writer(key="k") as first:
+        thread, seen = _second(folder, "")
+        wait_until(lambda: _open_count(folder.partials) >= 3)  # two of the first, one that waits
+        first.discard()
+        thread.join(30)
+    assert seen == [("writes", 0)]
+    assert folder.has(DIGEST)
+
+
+def test_a_blob_that_gets_its_name_meanwhile_leaves_no_empty_partial(tmp_path: Path) -> None:
+    class Repaired(BlobFolder):
+        """Finds the blob wrong at the first look, and right at the next."""
+
+        looks = 0
+
+        def is_whole(self, digest: Digest) -> bool:
+            self.looks += 1
+            return self.looks > 1
+
+    folder = Repaired(tmp_path)
+    folder.prepare()
+    folder.put_bytes(DATA)
+    with folder.writer(key="k", expected=DIGEST) as writer:
+        assert writer.done is not None
+    assert _partials(folder) == []
+
+
+class Clock:
+    """Time that passes only in `sleep`, and what happens meanwhile."""
+
+    def __init__(self, meanwhile: Callable[[int], None]) -> None:
+        self.now_s, self.sleeps, self._meanwhile = 0.0, 0, meanwhile
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += 0.9
+        self.sleeps += 1
+        self._meanwhile(self.sleeps)
+
+
+@pytest.mark.parametrize("grows", [True, False])
+def test_who_waits_for_a_file_that_grows_waits_longer_than_for_one_that_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grows: bool
+) -> None:
+    path = tmp_path / "partial"
+    path.write_bytes(b"")
+    holder = os.open(path, os.O_RDWR)
+    waiter = os.open(path, os.O_RDONLY)
+    fcntl.flock(holder, fcntl.LOCK_EX)
+
+    def meanwhile(sleeps: int) -> None:
+        if grows:
+            os.write(holder, b"more")
+        if sleeps == 6:
+            fcntl.flock(holder, fcntl.LOCK_UN)
+
+    monkeypatch.setattr("flexinfer.oci.durable.time", Clock(meanwhile))
+    try:
+        if grows:
+            assert wait_for_lock(waiter, path=path, exclusive=True, wait_s=1.0)
+        else:
+            with pytest.raises(Unavailable, match="no progress"):
+                wait_for_lock(waiter, path=path, exclusive=True, wait_s=1.0)
+    finally:
+        os.close(waiter)
+        os.close(holder)
 
 
 @pytest.mark.parametrize("expected", [DIGEST, ""])

@@ -301,6 +301,15 @@ def test_a_model_file_that_does_not_tell_is_taken_for_a_user(
     assert run("rm", published.name, "--force").exit_code == 0
 
 
+def test_a_name_whose_manifest_is_wrong_can_be_taken_away(run: Run, published: Any) -> None:
+    path = published.store.path(published.manifest.digest)
+    path.unlink()
+    path.write_bytes(b"{}")
+    assert run("rm", published.name).exit_code == 0
+    assert published.store.tags() == ()
+    assert run("gc", "--older-than", "0").exit_code == 0
+
+
 def test_a_dry_run_says_the_same_as_the_real_one(run: Run, published: Any) -> None:
     run("rm", published.name)
     with published.store.writer(key="k", expected=Digest("sha256:" + "0" * 64)) as writer:

@@ -76,6 +76,26 @@ def test_a_flipped_bit_is_found_named_and_quarantined(published: Any, flip: Flip
     assert published.weights[7:] not in os.listdir(published.store.root / ".flexinfer/stamps")
 
 
+def test_a_file_that_changes_under_the_hash_is_hashed_again(
+    published: Any, flip: Flip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, real, ends = published.store.path(published.weights), os.preadv, [0]
+
+    def read(file: int, buffers: Any, offset: int) -> int:
+        count = real(file, buffers, offset)
+        if count == 0:
+            ends[0] += 1
+            if ends[0] == 1:
+                flip(path)  # all of it was right when it was read
+        return count
+
+    monkeypatch.setattr(os, "preadv", read)
+    with pytest.raises(IntegrityError):
+        published.store.ensure_verified(published.weights, force=True)
+    assert ends == [2]
+    assert not published.store.has(published.weights)
+
+
 def test_a_flipped_bit_under_a_restored_time_is_found(published: Any, flip: Flip) -> None:
     path = published.store.path(published.weights)
     before = path.stat()
