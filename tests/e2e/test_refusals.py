@@ -55,16 +55,12 @@ def test_status_and_down_say_that_nothing_runs(tmp_path: Path) -> None:
     assert "error[not_running]" in down.stderr
 
 
-def test_listening_to_the_world_without_keys_is_refused_once(tmp_path: Path, tools: Path) -> None:
-    home = tmp_path / "home"
-    home.mkdir()
-    (home / "tools").symlink_to(tools)
-    (home / "models").mkdir()
-    (home / "models" / ".starter-written").touch()
-    one = RunningUp.at(home, prefect=False)
+def test_listening_to_the_world_without_keys_is_refused_in_one_line(tmp_path: Path) -> None:
+    one = RunningUp.at(tmp_path / "home", prefect=False)
     one.environ["FLEXINFER_SERVE__HOST"] = "0.0.0.0"
     refused = one.command("up")
-    assert refused.returncode != 0
-    assert "FLEXINFER_SERVE__API_KEYS" in refused.stdout + refused.stderr
-    assert "starting it again" not in refused.stdout
-    assert one.everything() == []
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error[bind_without_keys]: ")
+    assert "FLEXINFER_SERVE__API_KEYS" in refused.stderr
+    assert (refused.stdout, refused.stderr.count("\n")) == ("", 1)
+    assert not (tmp_path / "home").exists()

@@ -20,7 +20,6 @@ from flexinfer.process import SingleInstance
 from flexinfer.resources.document import parse_document
 from flexinfer.resources.model import Model
 from flexinfer.settings import Settings
-from flexinfer_pipelines import serve_model
 from flexinfer_pipelines.serve_model import Served, show_or_become_up, write_model
 from flexinfer_pipelines.target import parse_target
 
@@ -165,19 +164,17 @@ def test_where_up_runs_the_model_is_shown_when_it_is_listed(
     shown = capsys.readouterr().out
     assert f"ready {router.url}" in shown
     assert f"curl -s {router.url}/chat/completions" in shown
-    assert '"Authorization: Bearer $FLEXINFER_API_KEY"' in shown
+    assert '"Authorization: Bearer $OPENAI_API_KEY"' in shown
     assert "fxi_key" not in shown
     assert router.looks == 3
     assert set(router.keys) == {"Bearer fxi_key"}
 
 
-def test_a_model_that_is_never_listed_is_said_so(
-    home: Home, router: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(serve_model, "_WAIT_S", 0.5)
+def test_a_model_that_is_never_listed_is_said_so(home: Home, router: SimpleNamespace) -> None:
+    served = Served(name="other", path="x", is_new=True)
     with SingleInstance.acquire(home.up_lock, {"what": "up", "address": router.url}):
         with pytest.raises(Unavailable, match="'other'") as caught:
-            show_or_become_up(Served(name="other", path="x", is_new=True), home, Settings())
+            show_or_become_up(served, home, Settings(), wait_s=0.5)
     assert caught.value.code == "model_not_listed"
 
 

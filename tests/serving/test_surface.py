@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from flexinfer.errors import InvalidInput
+from flexinfer.exposure import check
 from flexinfer.settings import ServeSection
 from flexinfer.testing import engine as scripts
 from flexinfer.testing.engine import ScriptedEngine
@@ -20,7 +21,6 @@ from flexinfer.testing.fleet import ScriptedFleet, model, replica
 from flexinfer_serving import listener
 from flexinfer_serving.api.openai import KNOWN_PATHS
 from flexinfer_serving.testing import LIMIT_S, Running, chat_body, raw_chat, running, until
-from flexinfer_serving.worker import check
 
 KEYS = {"api_keys": ("sk-one", "sk-two")}
 

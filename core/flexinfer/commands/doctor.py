@@ -14,7 +14,8 @@ from typing import Literal
 
 import typer
 
-from flexinfer.errors import FlexInferError
+from flexinfer.errors import FlexInferError, InvalidInput
+from flexinfer.exposure import check as check_exposure
 from flexinfer.places import Home
 from flexinfer.process import holder, who_listens
 from flexinfer.settings import Settings, load, setting_files
@@ -38,7 +39,7 @@ class Finding:
 def doctor(as_json: bool = typer.Option(False, "--json", help="Print a JSON list.")) -> None:
     """Check this machine: Python, home, space, memory, ports, tools, speed of hashing.
 
-    Exit code 0 unless something is a problem.
+    Exit code 0 unless something is a problem; 2 where settings are, 1 for others.
 
     Example: flexinfer doctor --json
     """
@@ -50,8 +51,9 @@ def doctor(as_json: bool = typer.Option(False, "--json", help="Print a JSON list
         for finding in findings:
             advice = f"\n           {finding.advice}" if finding.advice else ""
             typer.echo(f"{finding.verdict:<8} {finding.name}: {finding.found}{advice}")
-    if any(f.verdict == "problem" for f in findings):
-        raise typer.Exit(1)
+    problems = [f.name for f in findings if f.verdict == "problem"]
+    if problems:
+        raise typer.Exit(InvalidInput.exit_code if "settings" in problems else 1)
 
 
 def _python(_: Home) -> Finding:
@@ -62,9 +64,10 @@ def _python(_: Home) -> Finding:
 
 def _settings(home: Home) -> Finding:
     try:
-        load(Settings, os.environ, files=setting_files(home.root))
+        check_exposure(load(Settings, os.environ, files=setting_files(home.root)).serve)
     except FlexInferError as error:
-        return Finding(name="settings", verdict="problem", found=error.message, advice="mend them")
+        found = f"{error.message} ({error.code})"
+        return Finding(name="settings", verdict="problem", found=found, advice="mend them")
     return Finding(name="settings", verdict="ok", found="all understood")
 
 
@@ -118,14 +121,14 @@ def _ports(home: Home) -> Finding:
     if holder(home.up_lock) is not None:
         return Finding(name="ports", verdict="ok", found="`flexinfer up` runs and holds them")
     wanted = (settings.serve.port, settings.serve.admin_port, settings.prefect.port)
-    taken = [f"{port} by {who}" for port in wanted if (who := who_listens(port))]
+    taken = {port: who for port in wanted if port and (who := who_listens(port))}
+    found = "taken: " + "; ".join(f"{port} by {who}" for port, who in taken.items())
+    if taken.keys() - {settings.prefect.port}:
+        advice = "end what has it, or set FLEXINFER_SERVE__PORT, FLEXINFER_SERVE__ADMIN_PORT"
+        return Finding(name="ports", verdict="problem", found=found, advice=advice)
     if taken:
-        return Finding(
-            name="ports",
-            verdict="problem",
-            found=f"taken: {'; '.join(taken)}",
-            advice="FLEXINFER_SERVE__PORT, FLEXINFER_SERVE__ADMIN_PORT, FLEXINFER_PREFECT__PORT",
-        )
+        advice = "it is Prefect's: `flexinfer up` takes the next free one, and says which"
+        return Finding(name="ports", verdict="warning", found=found, advice=advice)
     return Finding(
         name="ports", verdict="ok", found=", ".join(str(port) for port in wanted) + " free"
     )

@@ -15,6 +15,7 @@ import httpx
 import typer
 
 from flexinfer.errors import Conflict, InvalidInput, NotFound, ResourceExhausted, Unavailable
+from flexinfer.exposure import check as check_exposure
 from flexinfer.places import Home
 from flexinfer.process import Record, SingleInstance, is_alive, procfs
 from flexinfer.process import holder as holder_of
@@ -39,6 +40,7 @@ def up() -> None:
 
     home = Home.find(os.environ)
     settings = load(Settings, os.environ, files=setting_files(home.root))
+    check_exposure(settings.serve)
     home.prepare()
     about = {
         "what": "flexinfer up",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 
-KEY_VARIABLE = "FLEXINFER_API_KEY"
+# Not one of ours: those are settings, and an unknown one is refused.
+KEY_VARIABLE = "OPENAI_API_KEY"
 
 
 def curl(url: str, model: str, question: str, *, is_key_wanted: bool) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
@@ -17,6 +16,7 @@ from flexinfer.errors import FlexInferError, InvalidInput, ProcessFailed, Unavai
 from flexinfer.places import Home
 from flexinfer.process import (
     Child,
+    LogReader,
     ProcessSpec,
     Record,
     end,
@@ -28,18 +28,23 @@ from flexinfer.programs import BUILD, DRAWS, environment_for
 from flexinfer.settings import Settings, exposed_keys, setting_files
 from flexinfer.toolenv import ToolEnvironment
 from flexinfer.up import starter
+from flexinfer.up.ending import failure
+from flexinfer.up.example import KEY_VARIABLE, curl
 from flexinfer.up.services import Service, command, restart_delay_s, services
-from flexinfer.up.terminal import Follower, Terminal, installing
+from flexinfer.up.terminal import Follower, Terminal, installing, last_lines, own_name
 
 TOOLS = ("llamacpp", "gguf")
 ROUTER_START_S = 60.0
 _POLL_S = 0.1
+_QUESTION = "What is the capital of France? Answer briefly."
 
 
 @dataclass(slots=True)
 class _Running:
     service: Service
     child: Child | None = None
+    said: LogReader | None = None
+    """What it wrote since its last start."""
     exits_s: list[float] = field(default_factory=list)
     gave_up: bool = False
 
@@ -169,6 +174,7 @@ class Session:
         log_path = self.home.log(service.name)
         self._followers = [f for f in self._followers if f.name != service.name]
         self._followers.append(Follower.at_end(service.name, log_path))
+        running.said = LogReader(log_path, at_end=True)
         spec = ProcessSpec(
             name=service.name,
             argv=command(service),
@@ -182,7 +188,8 @@ class Session:
 
     def _environment(self, service: Service, *names: str) -> dict[str, str]:
         found = environment_for(service.reads, self.home.root, *names, environ=self.environ)
-        return {**found, "PYTHONUNBUFFERED": "1"}
+        # What we tell on the terminal is read from their logs.
+        return {**found, "FLEXINFER_LOG__FORMAT": "json", "PYTHONUNBUFFERED": "1"}
 
     async def _watch(self, running: _Running) -> None:
         """Start a child again that ended by itself, later each time, and not for ever."""
@@ -204,16 +211,13 @@ class Session:
 
     def _give_up(self, running: _Running, code: int) -> None:
         running.gave_up = True
-        assert running.child is not None
-        last = "\n  ".join(running.child.tail(8))
-        text = f"{running.service.name} ended {len(running.exits_s)} times, last with {code}:\n  {last}"
+        name, said = running.service.name, last_lines(running.said)
+        why = failure(name, code=code, times=len(running.exits_s), said=said)
         if running.service.is_essential:
-            self._failure = ProcessFailed(text, code="service_failed")
+            self._failure = why
             self._stop.set()
         else:
-            self.terminal.say(
-                f"{text}\ngoing on without it; see `flexinfer logs {running.service.name}`"
-            )
+            self.terminal.say(f"{why.message}\ngoing on without it; see `flexinfer logs {name}`")
 
     async def _follow(self) -> None:
         while True:
@@ -281,12 +285,14 @@ class Session:
         )
 
     async def _a_model(self) -> str:
-        """Return a Model that can be tried: the newest that the router lists, else the starter's name."""
+        """Return a Model that can be tried: the starter, or the newest that the router lists without it."""
         serve = self.settings.serve
         async with _client() as client:
             with suppress(httpx.HTTPError, ValueError, KeyError, TypeError):
                 answer = await client.get(f"{serve.base_url}/models", headers=serve.authorization)
                 listed = answer.json()["data"]
+                if any(model["id"] == starter.MODEL for model in listed):
+                    return starter.MODEL
                 newest = max(listed, key=lambda model: model["created"], default=None)
                 if newest is not None:
                     return str(newest["id"])
@@ -294,19 +300,17 @@ class Session:
 
     def _say_ready(self, model: str) -> None:
         url = self.settings.serve.base_url
-        body = (
-            f'{{"model":"{model}","messages":[{{"role":"user","content":'
-            '"What is the capital of France? Answer briefly."}]}'
-        )
+        has_keys = bool(self.settings.serve.api_keys)
+        ask = curl(url, model, _QUESTION, is_key_wanted=has_keys)
         keys = "any string (on this machine none is needed)"
-        if self.settings.serve.api_keys:
-            keys = "one of FLEXINFER_SERVE__API_KEYS"
+        if has_keys:
+            keys = f"one of FLEXINFER_SERVE__API_KEYS; above it is ${KEY_VARIABLE}"
         self.terminal.say(
             f"\nready {url}\n\n"
-            f"  try it    curl -s {url}/chat/completions -d '{body}'\n"
-            f"  or        {_own_name()} chat {model}\n"
+            f"  try it    {ask}\n"
+            f"  or        {own_name()} chat {model}\n"
             f"  API key   {keys}\n"
-            f"  stop      Ctrl-C here, or `{_own_name()} down` in another terminal"
+            f"  stop      Ctrl-C here, or `{own_name()} down` in another terminal"
         )
 
     async def _say_prefect(self) -> None:
@@ -380,20 +384,3 @@ def _recorded_url(file: Path) -> str | None:
     except (OSError, ValueError):
         return None
     return str(url) if url else None
-
-
-def _own_name() -> str:
-    """Return how the user can call us from where they are."""
-    import shutil
-    import sys
-
-    if shutil.which("flexinfer"):
-        return "flexinfer"
-    script = Path(sys.executable).parent / "flexinfer"
-    with suppress(ValueError):
-        return (
-            os.path.relpath(script)
-            if len(os.path.relpath(script)) < len(str(script))
-            else str(script)
-        )
-    return str(script)

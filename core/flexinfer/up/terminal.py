@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import stat
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +67,16 @@ def _clean(text: str) -> str:
     return plain if len(plain) <= _LONGEST else plain[: _LONGEST - 1] + "…"
 
 
+def last_lines(reader: LogReader | None, *, lines: int = 50) -> tuple[str, ...]:
+    """Return the last *lines* that *reader* has not given yet; of a flood those of its first 32 MiB."""
+    found: list[str] = []
+    for _ in range(32):
+        found = [*found, *(reader.read() if reader is not None else ())][-lines:]
+        if reader is None or not reader.is_behind:
+            break
+    return tuple(found)
+
+
 class Terminal:
     """Standard output, for as long as somebody reads it."""
 
@@ -106,3 +118,17 @@ class Follower:
         """Return what there is to show since the last call."""
         shown = (render(self.name, line) for line in self.reader.read())
         return [line for line in shown if line is not None]
+
+
+def own_name() -> str:
+    """Return how the user can call us from where they are."""
+    if shutil.which("flexinfer"):
+        return "flexinfer"
+    script = Path(sys.executable).parent / "flexinfer"
+    with suppress(ValueError):
+        return (
+            os.path.relpath(script)
+            if len(os.path.relpath(script)) < len(str(script))
+            else str(script)
+        )
+    return str(script)

@@ -20,5 +20,5 @@ def test_the_body_is_one_word_of_the_shell_whatever_is_asked() -> None:
 
 def test_a_router_with_keys_is_asked_with_one_that_is_named_and_not_shown() -> None:
     shown = curl(URL, "smol", "Hello!", is_key_wanted=True)
-    assert ' -H "Authorization: Bearer $FLEXINFER_API_KEY" ' in shown
+    assert ' -H "Authorization: Bearer $OPENAI_API_KEY" ' in shown
     assert "Authorization" not in curl(URL, "smol", "Hello!", is_key_wanted=False)

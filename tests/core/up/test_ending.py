@@ -1,0 +1,61 @@
+"""A child that cannot be kept running is told with its own words, of this run only, and its own exit code."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from flexinfer.errors import Conflict, InvalidInput, ProcessFailed
+from flexinfer.places import Home
+from flexinfer.process import LogReader
+from flexinfer.programs import ROUTER
+from flexinfer.settings import Settings
+from flexinfer.up.ending import failure
+from flexinfer.up.services import Service
+from flexinfer.up.session import Session
+from flexinfer.up.terminal import Terminal, last_lines
+
+
+def test_an_error_of_ours_is_repeated_as_it_is() -> None:
+    why = failure("serve", code=2, times=1, said=["banner", "error[port_taken]: port 1 is taken"])
+    assert (why.code, why.message) == ("port_taken", "serve ended: port 1 is taken")
+    assert isinstance(why, InvalidInput)
+
+
+def test_the_exit_code_is_the_childs() -> None:
+    assert isinstance(failure("serve", code=5, times=1, said=[]), Conflict)
+    for code in (1, -9, 99):
+        why = failure("serve", code=code, times=6, said=["a", "b"])
+        assert (type(why), why.code) == (ProcessFailed, "service_failed")
+    assert why.message == "serve ended 6 times, last with 99:\n  serve: a\n  serve: b"
+
+
+def test_the_last_lines_are_those_since_the_reader_began(home: Home) -> None:
+    log = home.log("serve")
+    log.write_text("of a run before\n")
+    reader = LogReader(log, at_end=True)
+    with log.open("a") as more:
+        more.writelines(f"{number}\n" for number in range(200_000))
+    assert last_lines(reader, lines=2) == ("199998", "199999")
+    assert last_lines(None) == ()
+
+
+def test_a_child_that_ends_at_once_is_told_without_the_lines_of_older_runs(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.log("serve").write_text("error[of_old]: this was another day\n")
+    home.up_records.mkdir()
+    session = Session(home, Settings(), {}, Terminal())
+    argv = ("serve", "--fleet", "/nonexistent/fleet.yaml")
+    service = Service(name="serve", argv=argv, is_essential=True, reads=ROUTER)
+
+    async def watch() -> None:
+        await session._start(service)
+        await session._watch(session._running["serve"])
+
+    asyncio.run(watch())
+    why = session._failure
+    assert why is not None
+    assert (why.code, why.exit_code) == ("fleet_file_unreadable", 2)
+    assert "another day" not in why.message
