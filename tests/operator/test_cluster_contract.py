@@ -71,15 +71,34 @@ def fleet_of(*replicas: tuple[str, Any]) -> tuple[FleetModel, ...]:
 async def started(world: World) -> ReplicaView:
     """A ready replica of the Model `tiny`."""
     await world.put("tiny")
+    return await one_more(world)
+
+
+async def one_more(world: World) -> ReplicaView:
+    """Another ready replica of it."""
     picture = world.cluster.observe()
     start = start_of(picture)
     await world.cluster.apply(start, observed=picture.revision)
     picture = await world.until(
-        "ready", lambda p: any(one.state == "ready" for one in replicas_of(p, "tiny"))
+        "ready",
+        lambda p: any(
+            one.id == start.replica and one.state == "ready" for one in replicas_of(p, "tiny")
+        ),
     )
-    (replica,) = replicas_of(picture, "tiny")
-    assert replica.id == start.replica
-    return replica
+    return next(one for one in replicas_of(picture, "tiny") if one.id == start.replica)
+
+
+async def stopped(world: World, replica: ReplicaView, *, for_model: str = "") -> str:
+    """Drain and stop *replica*; return whom its Model is said to have made room for."""
+    revision = world.cluster.observe().revision
+    drain = Drain(model="tiny", replica=replica.id, why="test", for_model=for_model)
+    await world.cluster.apply(drain, observed=revision)
+    stop = Stop(model="tiny", replica=replica.id, why="test")
+    await world.cluster.apply(stop, observed=world.cluster.observe().revision)
+    picture = await world.until(
+        "gone", lambda p: all(one.id != replica.id for one in replicas_of(p, "tiny"))
+    )
+    return view_of(picture).preempted_by
 
 
 async def newest(pictures: AsyncIterator[Snapshot]) -> Snapshot:
@@ -187,6 +206,26 @@ def test_a_stalled_load_counts_as_a_crash_at_once_and_once(play: Callable[[Scene
         assert [one.code for one in crashes] == ["load_stalled"]
         picture = await world.until("gone", lambda picture: not picture.replicas)
         assert view_of(picture).crashes == crashes
+
+    play(scene)
+
+
+def test_a_model_says_whom_its_last_replica_made_room_for(play: Callable[[Scene], None]) -> None:
+    async def scene(world: World) -> None:
+        await world.put("tiny", serverless={"maxReplicas": 3})
+        first, second = await one_more(world), await one_more(world)
+        assert await stopped(world, first, for_model="other") == "other"
+        assert await stopped(world, second) == ""
+
+    play(scene)
+
+
+def test_a_start_ends_what_the_last_replica_made_room_for(play: Callable[[Scene], None]) -> None:
+    async def scene(world: World) -> None:
+        assert await stopped(world, await started(world), for_model="other") == "other"
+        picture = world.cluster.observe()
+        await world.cluster.apply(start_of(picture), observed=picture.revision)
+        assert view_of(world.cluster.observe()).preempted_by == ""
 
     play(scene)
 

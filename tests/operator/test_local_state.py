@@ -27,7 +27,7 @@ from flexinfer.settings import CatalogSection
 from flexinfer.store import Store
 from flexinfer.testing.local_engine import lookup
 from flexinfer_operator.facts import ROUTING_ANNOTATION, STRATEGY_GROUP, strategy_problems
-from flexinfer_operator.local.binding import Binder
+from flexinfer_operator.local.binding import Binder, Binding
 from flexinfer_operator.local.ledger import machine_name, read_state
 from flexinfer_operator.local.models import ModelFiles
 from flexinfer_operator.local.sight import Seen, Sight
@@ -76,6 +76,12 @@ async def condition(world: LocalWorld, kind: str, reason: str) -> Condition:
     return one
 
 
+def files_of(home: Home) -> set[tuple[str, str]]:
+    """Each Model that is remembered, with the file that defines it."""
+    models = read_state(home.state_db, machine=machine_name()).models
+    return {(name, known.file) for name, known in models.items()}
+
+
 async def wake(world: LocalWorld) -> None:
     await world.say(DemandLease(router="r", model="tiny", waiting=1, ttl_s=100))
 
@@ -96,6 +102,8 @@ def test_a_refused_edit_names_its_place_and_changes_nothing(play: Play) -> None:
         view = view_of(world.cluster.observe())
         assert view is not None and view.model.spec.config == {"slots": 3}
         await wake(world)
+        kept = ("tiny", "tiny.yaml")
+        await world.until("the file's name kept", lambda _: kept in files_of(world.home))
         await world.ready("tiny")
         await world.put("tiny", config={"slots": 4})
         assert (await condition(world, "ConfigValid", "Accepted")).status == "True"
@@ -501,21 +509,20 @@ def test_a_build_that_ends_during_a_look_is_judged_by_the_next_one(
 ) -> None:
     source = f"file://{home.work}/tiny.gguf"
     begun, first, second = threading.Event(), threading.Event(), threading.Event()
-    resolve = Store.resolve
+    bind = Binder.bind
 
-    def slowly(store: Store, name: str) -> Descriptor:
-        try:
-            return resolve(store, name)
-        finally:  # what it found is already old when it tells it
-            gate = second if begun.is_set() else first
-            begun.set()
-            assert gate.wait(20)
+    def slowly(binder: Binder, model: Model, status: ModelStatus | None) -> Binding:
+        found = bind(binder, model, status)  # old when it is told
+        gate = second if begun.is_set() else first
+        begun.set()
+        assert gate.wait(20)
+        return found
 
     async def scene(world: LocalWorld) -> None:
         write_file(home, "tiny", source=source)
         picture = await world.until("tiny", lambda p: view_of(p) is not None)
         with monkeypatch.context() as patch, capture_logs() as logs:
-            patch.setattr(Store, "resolve", slowly)
+            patch.setattr(Binder, "bind", slowly)
             write_file(home, "tiny", source=source, aliases=["seen"])
             await world.until("the look", lambda _: begun.is_set())
             build = Build(model="tiny", source=source, reference="", why="test")

@@ -49,6 +49,7 @@ from flexinfer_operator.local.sight import Sight
 from flexinfer_operator.local.tools import HomeTools, Tools
 from flexinfer_operator.local.verdicts import Verdicts
 from flexinfer_operator.plan.action import Action, Build, Drain, Start, Stop, Undrain
+from flexinfer_operator.plan.preemption import preempted_by
 from flexinfer_operator.plan.view import Crash, Policy, Snapshot
 from flexinfer_operator.publication import Publication
 from flexinfer_operator.revisions import Revisions
@@ -245,7 +246,7 @@ class LocalCluster:
         if known.artifact.digest != action.digest:
             raise Conflict(f"Model {action.model} is bound to another digest by now")
         known.starts += 1
-        known.preempted_by = ""
+        known.preempted_by = preempted_by(action, None)
         self._pool.start(
             action, known.model, known.artifact, models=len(self._shelf.names()), listener=self
         )
@@ -253,7 +254,7 @@ class LocalCluster:
     def _stop(self, action: Stop) -> None:
         known, one = self._shelf.get(action.model), self._pool.get(action.replica)
         if known is not None and one is not None and one.state != "stopping":
-            known.preempted_by = "" if one.draining is None else one.draining.for_model
+            known.preempted_by = preempted_by(action, one.draining)
             if action.failed_as:
                 known.crashed(crash := one.fail(action.failed_as, action.why))
                 announce_failure(one.id, one.model, crash)

@@ -33,10 +33,13 @@ MAX_USED = 20
 MAX_ASIDE = 20
 # Another program may hold it for a moment. Who writes tries again anyway.
 _BUSY_S = 1.0
+# Databases of before it are given it. Whoever knows no files writes and reads them as well, so it is no new version.
+_ADD_FILE = "ALTER TABLE models ADD COLUMN file TEXT NOT NULL DEFAULT ''"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS models (
     name TEXT PRIMARY KEY, spec_hash TEXT NOT NULL, generation INTEGER NOT NULL,
-    created_unix_s INTEGER NOT NULL, starts INTEGER NOT NULL DEFAULT 0, status TEXT NOT NULL DEFAULT ''
+    created_unix_s INTEGER NOT NULL, starts INTEGER NOT NULL DEFAULT 0, status TEXT NOT NULL DEFAULT '',
+    file TEXT NOT NULL DEFAULT ''
 ) STRICT;
 CREATE TABLE IF NOT EXISTS cold_starts (
     id INTEGER PRIMARY KEY, digest TEXT NOT NULL, machine TEXT NOT NULL, at_unix_s REAL NOT NULL,
@@ -56,6 +59,8 @@ class KnownModel:
     created_unix_s: int
     starts: int = 0
     status: ModelStatus | None = None
+    file: str = ""
+    """The name of the file in `models/` that defines it; empty: it was remembered before that was kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +119,7 @@ def _put_aside(path: Path, why: str) -> None:
 
 
 class Ledger:
-    """The database at *path*. Blocking; for one thread, save the methods of `read_only`.
+    """The database at *path*. Blocking; for one thread.
 
     Every method may raise what the making of one does, and has written nothing then.
 
@@ -152,6 +157,8 @@ class Ledger:
             if found != "ok":
                 raise _Unknown(found)
             db.executescript(_SCHEMA)
+            if not _has_files(db):
+                db.execute(_ADD_FILE)
             db.execute(f"PRAGMA user_version={VERSION}")
             db.commit()
         except BaseException:
@@ -181,11 +188,11 @@ class Ledger:
         with self._told(), self._db:
             self._db.executemany("DELETE FROM models WHERE name = ?", gone)
             self._db.executemany(
-                "INSERT INTO models (name, spec_hash, generation, created_unix_s, starts, status)"
-                " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET"
+                "INSERT INTO models (name, spec_hash, generation, created_unix_s, starts, status, file)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET"
                 " spec_hash=excluded.spec_hash, generation=excluded.generation,"
                 " created_unix_s=excluded.created_unix_s, starts=excluded.starts,"
-                " status=excluded.status",
+                " status=excluded.status, file=excluded.file",
                 rows,
             )
 
@@ -283,15 +290,18 @@ def _row(name: str, known: KnownModel) -> tuple[object, ...]:
         known.created_unix_s,
         known.starts,
         status,
+        known.file,
     )
 
 
 def _models(db: sqlite3.Connection) -> dict[str, KnownModel]:
     found = {}
+    file_column = "file" if _has_files(db) else "''"
     rows = db.execute(
-        "SELECT name, spec_hash, generation, created_unix_s, starts, status FROM models"
+        f"SELECT name, spec_hash, generation, created_unix_s, starts, status, {file_column}"
+        " FROM models"
     )
-    for name, spec_hash, generation, created, starts, status in rows:
+    for name, spec_hash, generation, created, starts, status, file in rows:
         try:
             parsed = ModelStatus.model_validate_json(status) if status else None
         except ValidationError:  # of another version of this program: it is observed anew
@@ -302,8 +312,13 @@ def _models(db: sqlite3.Connection) -> dict[str, KnownModel]:
             created_unix_s=created,
             starts=starts,
             status=parsed,
+            file=file,
         )
     return found
+
+
+def _has_files(db: sqlite3.Connection) -> bool:
+    return any(column[1] == "file" for column in db.execute("PRAGMA table_info(models)"))
 
 
 def _starts(

@@ -16,7 +16,13 @@ from flexinfer.process import Record, holder, is_alive
 from flexinfer.resources.model import Condition, Model, ModelStatus
 from flexinfer.spelling import nearest
 from flexinfer.units import format_bytes, format_duration
-from flexinfer_operator.local.ledger import ColdStartRecord, machine_name, read_state, summarize
+from flexinfer_operator.local.ledger import (
+    ColdStartRecord,
+    KnownModel,
+    machine_name,
+    read_state,
+    summarize,
+)
 from flexinfer_operator.local.models import ModelFiles
 
 
@@ -244,9 +250,8 @@ def overview(home: Home) -> Overview:
         for name, one in written.items()
     ]
     for file, fault in files.faults().items():
-        name = _served_from(file, statuses, written)
-        status = statuses[name] if name else _refused(fault)
-        found.append(seen(name or file.stem, file, None, fault, status))
+        name, status = _served_from(file.name, state.models, written)
+        found.append(seen(name or file.stem, file, None, fault, status or _refused(fault)))
     return Overview(
         models=tuple(sorted(found, key=lambda one: one.name)),
         builds=builds,
@@ -255,14 +260,14 @@ def overview(home: Home) -> Overview:
 
 
 def _served_from(
-    file: Path, statuses: Mapping[str, ModelStatus | None], written: Collection[str]
-) -> str:
+    file: str, known: Mapping[str, KnownModel], written: Collection[str]
+) -> tuple[str, ModelStatus | None]:
     """Return the Model whose last good state holds though its *file* is refused now; empty: there is none."""
-    for name, status in statuses.items():
-        for one in () if status is None or name in written else status.conditions:
-            if one.reason == "EditRefused" and str(file) in one.message:
-                return name
-    return ""
+    for name, one in known.items():
+        conditions = () if one.status is None or name in written else one.status.conditions
+        if one.file == file and any(c.reason == "EditRefused" for c in conditions):
+            return name, one.status
+    return "", None
 
 
 def _refused(fault: str) -> ModelStatus:

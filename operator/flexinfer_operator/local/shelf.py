@@ -26,6 +26,7 @@ class Known:
     spec_hash: str
     generation: int
     created_unix_s: int
+    file: str
     is_deleted: bool = False
     edit_fault: str = ""
     bound: Bound = field(default_factory=Bound)
@@ -75,6 +76,7 @@ class Known:
             created_unix_s=self.created_unix_s,
             starts=self.starts,
             status=self.status,
+            file=self.file,
         )
 
 
@@ -112,13 +114,14 @@ class Shelf:
         spec_hash = _spec_hash(model)
         known = self._known.get(model.metadata.name)
         if known is None:
-            known = self._new(model, spec_hash, remembered)
+            known = self._new(written, spec_hash, remembered)
             self._known[known.name] = known
             is_different = True
         else:
             is_different = (
                 known.is_deleted
                 or (known.model, known.edit_fault) != (model, written.fault)
+                or known.file != written.file.name
                 or (known.bound, known.engine) != (binding.bound, binding.engine)
             )
         if known.spec_hash != spec_hash:
@@ -127,6 +130,7 @@ class Shelf:
         if known.bound.digest != binding.bound.digest:
             known.cold_starts = None
         known.model, known.edit_fault, known.is_deleted = model, written.fault, False
+        known.file = written.file.name
         known.bound, known.engine = binding.bound, binding.engine
         known.artifact = binding.artifact
         return known, is_different
@@ -145,12 +149,18 @@ class Shelf:
     def forget(self, name: str) -> None:
         del self._known[name]
 
-    def _new(self, model: Model, spec_hash: str, remembered: KnownModel | None) -> Known:
+    def _new(self, written: WrittenModel, spec_hash: str, remembered: KnownModel | None) -> Known:
         if remembered is None:
-            created = int(self._clock.unix_s())
-            return Known(model=model, spec_hash=spec_hash, generation=1, created_unix_s=created)
+            return Known(
+                model=written.model,
+                file=written.file.name,
+                spec_hash=spec_hash,
+                generation=1,
+                created_unix_s=int(self._clock.unix_s()),
+            )
         return Known(
-            model=model,
+            model=written.model,
+            file=written.file.name,
             spec_hash=remembered.spec_hash,
             generation=remembered.generation,
             created_unix_s=remembered.created_unix_s,

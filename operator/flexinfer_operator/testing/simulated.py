@@ -11,6 +11,7 @@ from flexinfer.fleet import DemandLease, FleetModel, FleetSnapshot
 from flexinfer.resources.model import Model, ModelStatus
 from flexinfer_operator.leases import LeaseBook
 from flexinfer_operator.plan.action import Action, Build, Drain, Start, Stop, Undrain
+from flexinfer_operator.plan.preemption import preempted_by
 from flexinfer_operator.plan.view import (
     Bound,
     BuildFailure,
@@ -222,7 +223,9 @@ class SimulatedCluster:
             key="key",
         )
         view = self._models[action.model]
-        self._models[action.model] = replace(view, starts=view.starts + 1)
+        self._models[action.model] = replace(
+            view, starts=view.starts + 1, preempted_by=preempted_by(action, None)
+        )
 
     def _stop(self, action: Stop, now_s: float) -> None:
         one = self._replicas.get(action.replica)
@@ -230,9 +233,8 @@ class SimulatedCluster:
             return
         if action.failed_as:
             self._note_crash(one, action.failed_as, action.why, True)
-        if one.draining is not None and one.draining.for_model:
-            view = self._models[one.model]
-            self._models[one.model] = replace(view, preempted_by=one.draining.for_model)
+        view = self._models[one.model]
+        self._models[one.model] = replace(view, preempted_by=preempted_by(action, one.draining))
         self._replicas[action.replica] = replace(one, state="stopping")
 
     def _mark(self, replica: str, draining: Draining | None) -> None:
