@@ -39,7 +39,7 @@ from flexinfer.settings import Settings
 log = get_logger(__name__)
 HOST = "127.0.0.1"
 _POLL_S = 0.25
-_PORTS_TRIED = 20
+PORTS_TRIED = 20
 _HEALTH_S = 5.0
 
 
@@ -213,17 +213,17 @@ def read_record(home: Home) -> ServerRecord | None:
         return None
 
 
-def choose_port(wanted: int) -> int:
+def choose_port(wanted: int, *, tried: int = PORTS_TRIED) -> int:
     """Return *wanted*, or the next one that nobody holds; a stranger on it is named aloud. 0: any.
 
     Raises:
-        ResourceExhausted: code `no_free_port`.
+        ResourceExhausted: code `no_free_port`: *tried* ports are taken.
     """
     if wanted == 0:
         from flexinfer.process import free_port
 
         return free_port(HOST)
-    for port in range(wanted, min(wanted + _PORTS_TRIED, 65536)):
+    for port in range(wanted, min(wanted + tried, 65536)):
         stranger = who_listens(port)
         if stranger is None:
             if port != wanted:
@@ -235,7 +235,7 @@ def choose_port(wanted: int) -> int:
                 )
             return port
     raise ResourceExhausted(
-        f"ports {wanted} to {wanted + _PORTS_TRIED - 1} are taken; choose with FLEXINFER_PREFECT__PORT",
+        f"ports {wanted} to {wanted + tried - 1} are taken; choose with FLEXINFER_PREFECT__PORT",
         code="no_free_port",
     )
 

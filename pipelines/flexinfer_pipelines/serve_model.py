@@ -23,7 +23,7 @@ from flexinfer.settings import Settings
 from flexinfer.up.example import curl
 from flexinfer_pipelines.target import find_target, parse_target
 
-_WAIT_S = 60.0
+LISTED_WITHIN_S = 60.0
 _LOOK_EVERY_S = 0.2
 _MAX_FILE = 1024 * 1024
 _MAX_FILES = 10_000
@@ -105,21 +105,27 @@ def write_model(source: str, name: str, home: Home, settings: Settings) -> Serve
     return Served(name=wish.name, path=str(wish.path), is_new=True)
 
 
-def show_or_become_up(model: Served, home: Home, settings: Settings) -> None:
-    """Print how to ask the Model once it is listed; where nothing runs, become `flexinfer up`."""
+def show_or_become_up(
+    model: Served, home: Home, settings: Settings, *, wait_s: float = LISTED_WITHIN_S
+) -> None:
+    """Print how to ask the Model once it is listed; where nothing runs, become `flexinfer up`.
+
+    Raises:
+        Unavailable: code `model_not_listed`: not within *wait_s*.
+    """
     print(f"model {model.name}: {model.path}", flush=True)
     running = holder(home.up_lock)
     if running is None:
         os.execv(sys.executable, [sys.executable, "-P", "-m", "flexinfer", "up"])
     url = str(running.get("address") or settings.serve.base_url)
-    _until_listed(model.name, url, settings)
+    _until_listed(model.name, url, settings, wait_s)
     ask = curl(url, model.name, "Hello!", is_key_wanted=bool(settings.serve.api_keys))
     print(f"ready {url}\n\n  {ask}", flush=True)
 
 
-def _until_listed(name: str, url: str, settings: Settings) -> None:
+def _until_listed(name: str, url: str, settings: Settings, wait_s: float) -> None:
     headers = settings.serve.authorization
-    until = time.monotonic() + _WAIT_S
+    until = time.monotonic() + wait_s
     seen: list[str] = []
     with httpx.Client(trust_env=False, timeout=5.0, headers=headers) as client:
         while time.monotonic() < until:
@@ -132,7 +138,7 @@ def _until_listed(name: str, url: str, settings: Settings) -> None:
                 return
             time.sleep(_LOOK_EVERY_S)
     raise Unavailable(
-        f"{url}/models does not list {name!r} after {_WAIT_S:g} s (it lists: {', '.join(seen) or 'none'}); "
+        f"{url}/models does not list {name!r} after {wait_s:g} s (it lists: {', '.join(seen) or 'none'}); "
         "see `flexinfer logs operator`",
         code="model_not_listed",
     )

@@ -234,13 +234,18 @@ def test_a_place_that_cannot_be_written_is_named(lock: Path, tmp_path: Path) -> 
     assert caught.value.code == "home_not_writable"
 
 
-def test_a_full_disk_is_told_as_such(
-    lock: Path, home: Home, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_told_as_such(lock: Path, home: Home) -> None:
     code = "print('OSError: [Errno 28] No space left on device'); raise SystemExit(2)"
-    monkeypatch.setattr(making, "_pip_command", lambda *_, **__: (sys.executable, "-c", code))
+    made = making.make(
+        home.tools / "sample-0",
+        name="sample",
+        lock=lock,
+        stamp=("stamp", b""),
+        on_line=lambda _: None,
+        pip_command=lambda partial, lock, is_our_pip: (sys.executable, "-c", code),
+    )
     with pytest.raises(ResourceExhausted, match=r"tools is full \(.* free\)") as caught:
-        ensure(lock, home)
+        asyncio.run(made)
     assert caught.value.code == "disk_full"
     assert names(home) == []
 

@@ -14,12 +14,13 @@ import pytest
 from flexinfer.artifact import PREDICATE_TEST_RESULT
 from flexinfer.commands.removal import noted
 from flexinfer.errors import Conflict, FlexInferError, InvalidInput, ProcessFailed, QualityError
-from flexinfer.oci import Digest
+from flexinfer.oci import Digest, digest_of
 from flexinfer.places import Home
 from flexinfer_pipelines.built import Built, already_built, name_again
 from flexinfer_pipelines.journal import Journal
 from flexinfer_pipelines.sequence import build, remove_stale
 from flexinfer_pipelines.steps import Context
+from flexinfer_pipelines.steps.quantize import recalled as quantized_before
 
 Make = Callable[..., Context]
 FAST = {"smoke": False, "footprint": False}
@@ -317,6 +318,26 @@ def test_a_file_that_is_not_there_is_named(
     with pytest.raises(FlexInferError, match=r"/no/such\.gguf") as caught:
         run(make_context(home), make_entry("file:///no/such.gguf", Q8), watch)
     assert caught.value.code == "source_not_found"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"digest": "sha256:short"},
+        {"digest": None},
+        {"size": "many"},
+        {"file": "other"},
+        {"report": 1},
+    ],
+)
+def test_weights_of_an_earlier_try_are_taken_only_as_they_were_left(
+    tmp_path: Path, change: dict[str, object]
+) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"weights")
+    tree = {"file": "m.gguf", "digest": digest_of(b"weights"), "size": 7, "report": {}}
+    assert (quantized_before(tmp_path, {**tree, **change}) is not None) == (not change)
+    assert quantized_before(tmp_path, None) is None
 
 
 def test_a_journal_of_another_key_or_broken_is_as_good_as_none(tmp_path: Path) -> None:

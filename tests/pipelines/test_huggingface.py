@@ -15,8 +15,16 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from flexinfer.errors import FlexInferError, IntegrityError, InvalidInput, NotFound, Unauthorized
+from flexinfer.errors import (
+    FlexInferError,
+    IntegrityError,
+    InvalidInput,
+    NotFound,
+    TransferError,
+    Unauthorized,
+)
 from flexinfer.places import Home
+from flexinfer.process import free_port
 from flexinfer.resources.source import parse_source
 from flexinfer_pipelines.sources import Resolved
 from flexinfer_pipelines.steps import Context
@@ -41,6 +49,9 @@ class Hub:
     large: frozenset[str]
     served: dict[str, bytes] = field(default_factory=dict)
     license: str = "apache-2.0"
+    commit: str = COMMIT
+    looks: int = 0
+    """How often it was asked what the repository is."""
     refusal: tuple[int, str] | None = None
     refuses_files: tuple[int, str] | None = None
     busy: int = 0
@@ -58,8 +69,9 @@ class Hub:
             status, code = self.refusal
             return send(request, status, b'{"error":"no"}', {"x-error-code": code} if code else {})
         if path.startswith(f"{api}/revision/"):
+            self.looks += 1
             return send_json(request, self._info())
-        if path.startswith(f"{api}/tree/{COMMIT}"):
+        if path.startswith(f"{api}/tree/{self.commit}"):
             return send_json(request, [self._entry(name) for name in self.files])
         prefix = f"/{REPO}/resolve/{COMMIT}/"
         if path.startswith(prefix) or path.startswith("/cdn/"):
@@ -70,7 +82,7 @@ class Hub:
         tags = [f"license:{self.license}"] if self.license else []
         return {
             "id": REPO,
-            "sha": COMMIT,
+            "sha": self.commit,
             "tags": tags,
             "siblings": [],
             "cardData": {"license": self.license},
@@ -200,6 +212,25 @@ def test_one_file_of_a_commit_is_pinned_for_ever(context: Context) -> None:
     found = ask(context, f"hf://{REPO}@{COMMIT}/tiny.gguf")
     assert found.is_pinned
     assert [file.path for file in found.files] == ["tiny.gguf", "README.md"]
+
+
+def test_a_hub_that_names_no_commit_is_asked_once(
+    context: Context, make_entry: Any, hub: Hub
+) -> None:
+    hub.commit = "main"
+    error = failure(context, make_entry)
+    assert isinstance(error, IntegrityError)
+    assert error.code == "source_unpinned"
+    assert hub.looks == 1
+
+
+def test_a_hub_that_is_not_there_is_said_to_be_as_by_the_client(
+    home: Home, make_context: Make
+) -> None:
+    context = make_context(home, {"HF_ENDPOINT": f"http://127.0.0.1:{free_port('127.0.0.1')}"})
+    with pytest.raises(TransferError) as caught:
+        ask(context)
+    assert caught.value.code == "connect_failed"
 
 
 def test_a_missing_file_names_the_nearest(context: Context) -> None:

@@ -90,10 +90,9 @@ def test_a_stranger_on_the_port_moves_us_to_the_next(healthy: int) -> None:
     assert healthy < choose_port(healthy) < healthy + 20
 
 
-def test_no_free_port_names_the_setting(monkeypatch: pytest.MonkeyPatch, healthy: int) -> None:
-    monkeypatch.setattr(prefect_server, "_PORTS_TRIED", 1)
+def test_no_free_port_names_the_setting(healthy: int) -> None:
     with pytest.raises(ResourceExhausted, match="FLEXINFER_PREFECT__PORT"):
-        choose_port(healthy)
+        choose_port(healthy, tried=1)
 
 
 def test_state_lies_below_the_home_and_nothing_is_told_to_others(home: Home) -> None:

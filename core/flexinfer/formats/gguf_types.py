@@ -37,10 +37,6 @@ class GgmlType:
     block: int
     size: int
 
-    @property
-    def is_quantized(self) -> bool:
-        return self.block > 1
-
 
 GGML_TYPES: dict[int, GgmlType] = {
     number: GgmlType(name, block, size)

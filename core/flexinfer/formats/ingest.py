@@ -61,10 +61,6 @@ def inspect_file(path: Path, name: str) -> Inspection:
     return _inspect(path, name, rendered={})
 
 
-# The name that the store and the pipelines call it by.
-check_file = inspect_file
-
-
 def inspect_files(files: Mapping[str, Path]) -> tuple[Inspection, ...]:
     """Inspect all files of one model (path in the model → where its bytes are), then their sum.
 

@@ -149,7 +149,11 @@ def _ask(source: str, variables: dict[str, Any], *, name: str, moment: float) ->
 
 
 def _run_child(job: bytes) -> tuple[int, bytes]:
-    """Run the renderer on *job*; return its exit status and what it wrote, both bounded."""
+    """Run the renderer on *job*; return its exit status and what it wrote, both bounded.
+
+    Not by `flexinfer.process`: it supervises from an event loop, and here is a thread without one; and it gives its
+    children no standard input, which is how a template of any size gets there.
+    """
     folders = {str(Path(file).parent.parent) for file in (jinja2.__file__, markupsafe.__file__)}
     argv = [sys.executable, "-I", "-S", render_child.__file__, *sorted(folders)]
     # Six bytes are the most that one character takes in ASCII-only JSON, twelve beyond the BMP.

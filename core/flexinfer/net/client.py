@@ -7,12 +7,11 @@ answer can grow after it was measured.
 
 from __future__ import annotations
 
-import json
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Self
 from urllib.parse import urljoin
 
 import httpcore
@@ -160,22 +159,6 @@ class Client:
             if answer.status != 200:
                 raise await status_error(answer)
             return answer.headers, await answer.read(max_bytes=max_bytes)
-
-    async def get_json(
-        self, url: str, *, max_bytes: int, headers: Mapping[str, str] | None = None
-    ) -> Any:
-        """Return the JSON tree of a successful answer.
-
-        Raises:
-            TransferError: code `answer_invalid`: not JSON. Also what `get` raises.
-        """
-        _, body = await self.get(url, max_bytes=max_bytes, headers=headers)
-        try:
-            return json.loads(body)
-        except (ValueError, RecursionError) as error:
-            raise TransferError(
-                f"{origin_of(url)}: expected JSON ({error})", side="source", code="answer_invalid"
-            ) from error
 
     def _headers(self, origin: Origin, headers: Mapping[str, str]) -> list[tuple[str, str]]:
         sent = [("host", str(origin).partition("://")[2]), ("user-agent", _USER_AGENT)]

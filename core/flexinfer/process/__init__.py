@@ -1,4 +1,6 @@
-"""Supervised child processes: the one place that starts any.
+"""Supervised child processes: the one place that starts any, but for the renderer of `formats.template`.
+
+That one is asked from threads, reads its job from standard input, starts nothing, and is gone within its call.
 
     spec = ProcessSpec(name="engine", argv=(...), environment=inherited_environment(), cwd=folder, log_path=log)
     child = await start(spec)          # own session, empty standard input, nothing inherited that is not named

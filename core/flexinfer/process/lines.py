@@ -17,11 +17,6 @@ class LineSplitter:
         self._max_line_bytes = max_line_bytes
         self._pending = bytearray()
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether no unfinished line is held."""
-        return not self._pending
-
     def feed(self, data: bytes) -> tuple[str, ...]:
         """Return the lines that *data* completes."""
         *ended, rest = data.split(b"\n")

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 import flexinfer
-from flexinfer.errors import InvalidInput, NotFound
+from flexinfer.errors import Conflict, NotFound
 from flexinfer.places import Home
 from flexinfer.plugins import nearest
 from flexinfer.toolenv import making
@@ -86,6 +86,7 @@ class ToolEnvironment:
 
         Raises:
             ProcessFailed: code `toolenv_failed`, with the last lines of the program that failed.
+            Conflict: code `toolenv_changed`: its lock changed meanwhile.
             ResourceExhausted: code `disk_full`.
             Unavailable: code `toolenv_busy`; another process has been making it for an hour.
             InvalidInput: code `home_not_writable`.
@@ -107,9 +108,9 @@ class ToolEnvironment:
                 )  # fmt: skip
                 found = self.ready(home)
         if found is None:
-            raise InvalidInput(
+            raise Conflict(
                 f"tool environment {self.name}: its lock {self.lock} changed meanwhile; start again",
-                code="toolenv_failed",
+                code="toolenv_changed",
             )
         return found
 

@@ -37,6 +37,8 @@ _VENV = (
     GUARD
     + "import runpy, sys\nsys.argv[0] = 'venv'\nrunpy.run_module('venv', run_name='__main__')\n"
 )
+PipCommand = Callable[[Path, Path, bool], tuple[str, ...]]
+"""An environment, a lock, whether our own pip may do it → the program that installs the lock there."""
 # The first pip that installs into another environment (`--python`).
 _PIP_FOR_OTHERS = (22, 3)
 
@@ -74,10 +76,12 @@ async def make(
     lock: Path,
     stamp: tuple[str, bytes],
     on_line: Callable[[str], None],
+    pip_command: PipCommand | None = None,
 ) -> None:
     """Make *folder* with the packages of *lock*. Only in one's `turn`.
 
     stamp: name and bytes of the file that says that it is whole, written last.
+    pip_command: what installs *lock* into the environment; by default pip.
 
     Raises:
         ProcessFailed: code `toolenv_failed`.
@@ -85,12 +89,13 @@ async def make(
     """
     for stale in folder.parent.glob(f".making-{folder.name}-*"):
         shutil.rmtree(stale, ignore_errors=True)  # of one that was killed
+    installing = pip_command or _pip_command
     partial = folder.parent / f".making-{folder.name}-{secrets.token_hex(4)}"
     on_line(f"tool environment {name}: making it with Python {sys.version.split()[0]}")
     try:
         has_pip = _own_pip_serves_others()
         await _step(name, partial, _venv_command(name, partial, with_pip=not has_pip), on_line)
-        await _step(name, partial, _pip_command(partial, lock, is_our_pip=has_pip), on_line)
+        await _step(name, partial, installing(partial, lock, has_pip), on_line)
         _rename_inside(partial, folder)
         await asyncio.to_thread(_sync, partial)
         _settle(partial, folder, stamp)
@@ -108,7 +113,7 @@ def _venv_command(name: str, partial: Path, *, with_pip: bool) -> tuple[str, ...
     return (base, "-I", "-c", _VENV, "--prompt", name, *options, str(partial))
 
 
-def _pip_command(partial: Path, lock: Path, *, is_our_pip: bool) -> tuple[str, ...]:
+def _pip_command(partial: Path, lock: Path, is_our_pip: bool) -> tuple[str, ...]:
     python = str(partial / "bin" / "python")
     command = (
         (sys.executable, "-I", "-c", _PIP, "--python", python)

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from flexinfer.errors import (
     FlexInferError,
+    IntegrityError,
     InvalidInput,
     NotFound,
     TransferError,
@@ -57,10 +58,8 @@ class HuggingFaceSource(Source):
         info, entries = await in_thread(self._asked, uri, asked)
         commit = str(info.sha or "")
         if not _COMMIT.fullmatch(commit):
-            raise TransferError(
-                f"{uri}: the hub names no commit for {asked!r}",
-                side="source",
-                code="source_unpinned",
+            raise IntegrityError(
+                f"{uri}: the hub names no commit for {asked!r}", code="source_unpinned"
             )
         wanted = [entry for entry in entries if not uri.path or entry.path == uri.path]
         if uri.path and not wanted:
@@ -210,8 +209,8 @@ def _translated(uri: SourceUri, page: str, token: str, ask: Callable[[], T]) -> 
         # The library's HTTP client has changed its name once (httpx, httpx2); its errors are known by theirs.
         if type(error).__module__.split(".")[0] not in ("httpx", "httpx2"):
             raise
-        raise Unavailable(
-            f"{uri}: cannot reach {origin_of(page)} ({error})", code="connect_failed"
+        raise TransferError(
+            f"{uri}: cannot reach {origin_of(page)} ({error})", side="source", code="connect_failed"
         ) from error
 
 

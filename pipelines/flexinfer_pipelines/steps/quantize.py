@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flexinfer.errors import InvalidInput
 from flexinfer.formats.ingest import inspect_file
 from flexinfer.oci import Digest, parse_digest
 from flexinfer.oci.layout_target import in_thread
@@ -106,7 +107,7 @@ def recalled(folder: Path, tree: Mapping[str, Any] | None) -> Quantized | None:
         path = folder / found.file
         is_same = path.stat().st_size == found.size and _digest(path) == found.digest
         return found if is_same else None
-    except (OSError, KeyError, TypeError, ValueError):
+    except (OSError, KeyError, TypeError, ValueError, InvalidInput):
         return None
 
 

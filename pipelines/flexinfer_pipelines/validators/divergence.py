@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from flexinfer.artifact.evidence import KL_LOWER_BOUND, SAME_TOP
 from flexinfer.engine import Endpoint
-from flexinfer.errors import ProcessFailed
+from flexinfer.errors import InvalidInput, ProcessFailed
 from flexinfer.resources.entry import Validate
 from flexinfer_pipelines.validators import Measurements, Subject, Validator, Verdict
 from flexinfer_pipelines.validators.contexts import divergence_contexts
@@ -35,7 +35,7 @@ class Divergence(Validator):
         if candidate.digest == base.digest:
             return {SAME_TOP: 1.0, KL_LOWER_BOUND: 0.0, "divergence.contexts": 0}
         if Endpoint.COMPLETIONS not in bench.endpoints(candidate):
-            raise ProcessFailed(
+            raise InvalidInput(
                 f"{candidate.file}: divergence needs a model that writes; leave its thresholds out",
                 code="validation_unsupported",
             )

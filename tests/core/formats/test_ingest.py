@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flexinfer.errors import FlexInferError, InvalidInput, NotFound, Unavailable
-from flexinfer.formats.ingest import check_file, inspect_file, inspect_files
+from flexinfer.formats.ingest import inspect_file, inspect_files
 from flexinfer.formats.sniff import Kind
 
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
@@ -41,7 +41,7 @@ def code_of(path: Path, name: str) -> str:
 
 
 def test_the_starter_model_passes_with_all_its_facts(starter_gguf: Path) -> None:
-    found = check_file(starter_gguf, "SmolLM2-135M-Instruct.Q4_1.gguf")
+    found = inspect_file(starter_gguf, "SmolLM2-135M-Instruct.Q4_1.gguf")
     assert found.kind is Kind.GGUF and found.size_bytes == 98_362_432
     assert (found.architecture, found.license, found.quantization) == (
         "llama",

@@ -343,9 +343,13 @@ def test_usage_counts_the_group(make_spec: MakeSpec, until: Until) -> None:
 
 
 def test_nice_is_relative_to_ours(make_spec: MakeSpec) -> None:
-    code = "import os, time; time.sleep(0.2); print(os.getpriority(os.PRIO_PROCESS, 0))"
-    finished = asyncio.run(run(make_spec(code, nice=5), timeout_s=20))
-    assert finished.lines == (str(min(19, os.getpriority(os.PRIO_PROCESS, 0) + 5)),)
+    async def scenario() -> int:
+        child = await start(make_spec(FOREVER, nice=5))
+        found = os.getpriority(os.PRIO_PROCESS, child.pid)
+        await child.stop(grace_s=0)
+        return found
+
+    assert asyncio.run(scenario()) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + 5)
 
 
 def test_a_run_that_takes_too_long_is_stopped(make_spec: MakeSpec) -> None:
