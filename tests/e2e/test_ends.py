@@ -122,6 +122,19 @@ def test_a_kill_in_the_middle_of_a_build_leaves_nothing(make: Make, starter_gguf
     wait_until(lambda: up.everything() == [], "all notice that `up` is gone", limit_s=60)
 
 
+def test_a_kill_in_the_middle_of_the_first_build_leaves_nothing(make: Make) -> None:
+    """Its build is a child of `up` itself, and has a Prefect server of its own."""
+    up = make()
+    (up.home / "models" / ".starter-written").unlink()
+    up.start()
+    wait_until(lambda: any("flexinfer build" in line for line in up.everything()), "a build")
+    wait_until(lambda: any("pipelines server" in line for line in up.everything()), "a server")
+    assert {"operator", "serve"} <= set(children(up))
+    up.stop(signal.SIGKILL)
+    wait_until(lambda: up.everything() == [], "all notice that `up` is gone", limit_s=60)
+    assert not (up.home / "models" / ".starter-written").exists()
+
+
 def test_operator_and_up_killed_at_once_leave_nothing_but_what_the_next_adopts(make: Make) -> None:
     up = make()
     up.start()
