@@ -7,10 +7,9 @@ import json
 import os
 import random
 import signal
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
 import typer
@@ -30,8 +29,9 @@ _INTERRUPTED = 130
 _LAST_WORDS_S = 1.0
 
 pipelines = group(
-    help="Serve the build flow's deployment, which Prefect's UI and `prefect deployment run build/build` start.",
-    epilog="Example: flexinfer pipelines",
+    help="Serve the build flow's deployment: Prefect's UI starts runs of it, and so does the example.",
+    epilog="Example: PREFECT_API_URL=http://127.0.0.1:4200/api "
+    "prefect deployment run build/build --param target=ENTRY/VARIANT",
     invoke_without_command=True,
     no_args_is_help=False,
 )
@@ -83,8 +83,11 @@ def run(
     home, settings = _start()
     serve_model.check_name(source, name, home, settings)
     log.configure(settings.log)
-    # In a process of its own: `up`, which this one may become, must not inherit a build's low priority.
-    _until_signal(serve_model.build(source, home, os.environ))
+    try:
+        # In a process of its own: `up`, which this one may become, must not inherit a build's low priority.
+        _until_signal(serve_model.build(source, home, os.environ))
+    except _Interrupted:
+        raise SystemExit(_INTERRUPTED) from None  # the build has said so
     model = serve_model.write_model(source, name, home, settings)
     serve_model.show_or_become_up(model, home, settings)
 
@@ -99,7 +102,8 @@ def serve(context: typer.Context) -> None:
     os.nice(settings.build.nice)
     from flexinfer_pipelines.flows import local
 
-    _until_signal(local.serve(home, settings, os.environ))
+    with suppress(_Interrupted):  # how it ends
+        _until_signal(local.serve(home, settings, os.environ))
 
 
 @pipelines.command()
@@ -172,17 +176,21 @@ def _build(
     from flexinfer_pipelines.flows import local
 
     named = target if entry.metadata.name != target else f"{target}/{variant.name}"
-    with display, disk_full_is_said(home):
-        digest = _until_signal(
-            local.run(
-                named,
-                rebuild=rebuild,
-                home=home,
-                settings=settings,
-                environ=os.environ,
-                progress=progress,
+    try:
+        with display, disk_full_is_said(home):
+            digest = _until_signal(
+                local.run(
+                    named,
+                    rebuild=rebuild,
+                    home=home,
+                    settings=settings,
+                    environ=os.environ,
+                    progress=progress,
+                )
             )
-        )
+    except _Interrupted:
+        typer.echo("interrupted; the same command goes on where it stood", err=True)
+        raise SystemExit(_INTERRUPTED) from None
     return _shown(store, reference, digest, is_new=rebuild or digest != before)
 
 
@@ -237,8 +245,16 @@ def _end_with_parent() -> None:
     os._exit(_INTERRUPTED)
 
 
+class _Interrupted(Exception):
+    """What ran was told to stop, and has ended."""
+
+
 def _until_signal(work: Any) -> Any:
-    """Run *work*; SIGTERM, or the end of who started us, cancels it as Ctrl-C does: what it started is ended."""
+    """Run *work*; SIGTERM, or the end of who started us, cancels it as Ctrl-C does: what it started is ended.
+
+    Raises:
+        _Interrupted: it was.
+    """
 
     async def guarded() -> Any:
         task = asyncio.ensure_future(work)
@@ -250,11 +266,10 @@ def _until_signal(work: Any) -> Any:
 
     try:
         return asyncio.run(guarded())
-    except asyncio.CancelledError:
+    except (asyncio.CancelledError, KeyboardInterrupt):
         pass
     except BaseException as error:
         # While a flow runs, Prefect takes SIGTERM for itself and raises this; what we started is ended by now.
         if type(error).__name__ != "TerminationSignal":
             raise
-    print("interrupted; the next try goes on where this one stood", file=sys.stderr)
-    raise SystemExit(_INTERRUPTED)
+    raise _Interrupted

@@ -5,11 +5,16 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flexinfer.units import format_bytes, format_duration
 from flexinfer_pipelines.steps import STAGES, Progress, Unwatched
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_NOT_NEEDED = "not needed"
+_WIDE = 100
 _BYTES = frozenset({"fetch", "quantize", "publish"})
 
 
@@ -30,8 +35,11 @@ class Lines:
         self._since: dict[str, float] = {}
         self._last: dict[str, str] = {}
         self._note = ""
+        self._order = _Order()
 
     def started(self, stage: str) -> None:
+        for skipped in self._order.skipped_by(stage):
+            self._say(f"{skipped:<9}  –  {_NOT_NEEDED}")
         self._since[stage] = time.monotonic()
 
     def moved(self, stage: str, done: float, total: float | None, note: str = "") -> None:
@@ -53,27 +61,36 @@ class Lines:
 class Bars:
     """A bar for each stage, drawn by rich in its own thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, console: Console | None = None) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+        from flexinfer_pipelines.begun import Begun
+
+        console = console or Console(stderr=True)
+        wide = console.width >= _WIDE
         self.display = Progress(
-            SpinnerColumn(finished_text="✓"),
+            Begun(SpinnerColumn(finished_text="✓")),
             TextColumn("{task.description:<9}"),
-            BarColumn(bar_width=30),
-            TextColumn("{task.percentage:>4.0f}%"),
+            Begun(BarColumn(bar_width=30 if wide else 12), otherwise="{task.fields[skipped]}"),
+            Begun(TextColumn("{task.percentage:>4.0f}%")),
             TextColumn("{task.fields[amount]:>20}"),
-            TimeElapsedColumn(),
+            Begun(TimeElapsedColumn()),
             TextColumn("{task.fields[note]}", style="dim"),
-            console=Console(stderr=True),
+            console=console,
             refresh_per_second=8,
         )
         self._tasks = {
-            stage: self.display.add_task(stage, total=None, start=False, amount="", note="")
+            stage: self.display.add_task(
+                stage, total=None, start=False, amount="", note="", skipped=""
+            )
             for stage in STAGES
         }
+        self._order = _Order()
 
     def started(self, stage: str) -> None:
+        for skipped in self._order.skipped_by(stage):
+            self.display.update(self._tasks[skipped], skipped=f"–  {_NOT_NEEDED}")
         self.display.start_task(self._tasks[stage])
 
     def moved(self, stage: str, done: float, total: float | None, note: str = "") -> None:
@@ -84,6 +101,20 @@ class Bars:
 
     def finished(self, stage: str, note: str = "") -> None:
         self.display.update(self._tasks[stage], completed=1, total=1, note=note)
+
+
+class _Order:
+    """Which stages a build passes over."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+
+    def skipped_by(self, stage: str) -> tuple[str, ...]:
+        """Return the stages before *stage*, which begins, that have not begun and never will; each once."""
+        passed = STAGES[: STAGES.index(stage) + 1] if stage in STAGES else ()
+        skipped = tuple(one for one in passed if one not in self._seen and one != stage)
+        self._seen.update(passed)
+        return skipped
 
 
 def _amount(stage: str, done: float, total: float | None = None) -> str:

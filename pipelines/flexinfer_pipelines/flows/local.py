@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from flexinfer.clock import SystemClock
+from flexinfer.log import get_logger
 from flexinfer.places import Home
 from flexinfer.programs import BUILD, forget_unread
 from flexinfer.settings import Settings
@@ -15,6 +16,7 @@ from flexinfer_pipelines import prefect_server
 from flexinfer_pipelines.recorded import recorded
 from flexinfer_pipelines.steps import Progress
 
+log = get_logger(__name__)
 DEPLOYMENT = "build"
 _FLUSH_S = 5.0
 
@@ -63,19 +65,21 @@ async def serve(home: Home, settings: Settings, environ: Mapping[str, str]) -> N
     """Serve the flow's deployment until told to stop: what the UI and `prefect deployment run` start."""
     api = await _api(home, settings, environ)
     _tell(home, api)
-    from prefect import aserve
-
     from flexinfer_pipelines.flows.build import build_flow
     from flexinfer_pipelines.flows.orphans import watch
+    from flexinfer_pipelines.flows.runner import Runner
 
     deployment = await build_flow.to_deployment(  # type: ignore[misc]
         name=DEPLOYMENT,
         description="Build a catalog entry (entry/variant) or any source into a verified artifact.",
         tags=["flexinfer"],
     )
+    runner = Runner(limit=1)
+    await runner.aadd_deployment(deployment)
+    log.info("deployment_served", deployment=f"{build_flow.name}/{DEPLOYMENT}", api=api.url)
     watching = asyncio.create_task(watch(home))
     try:
-        await aserve(deployment, limit=1)
+        await runner.start()
     finally:
         watching.cancel()
 
