@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,11 @@ from typing import Any
 import httpx
 import typer
 
-from flexinfer.errors import Conflict, InvalidInput, NotFound, ResourceExhausted, Unavailable
+from flexinfer.builds import RunningBuild, running_builds
+from flexinfer.errors import Conflict, NotFound, ResourceExhausted, Unavailable
 from flexinfer.exposure import check as check_exposure
 from flexinfer.places import Home
-from flexinfer.process import Record, SingleInstance, is_alive, procfs
+from flexinfer.process import SingleInstance, living, procfs
 from flexinfer.process import holder as holder_of
 from flexinfer.settings import Settings, load, setting_files
 from flexinfer.units import format_bytes, format_duration
@@ -25,7 +25,6 @@ from flexinfer.up.reading import Said
 
 _STOP_S = 20.0
 _POLL_S = 0.1
-_MAX_PROCESSES = 200
 
 
 def up() -> None:
@@ -155,7 +154,7 @@ def _status(home: Home) -> dict[str, Any]:
     found |= {"pid": holder["pid"], "url": holder.get("address"), "folder": holder.get("folder")}
     found["doing"] = holder.get("doing") or ""
     found["processes"] = _processes(home)
-    found["builds"] = _builds(home)
+    found["builds"] = [one.as_tree() | {"pid": one.pid} for one in running_builds(home)]
     found["prefect"] = _prefect(home)
     headers = load(Settings, os.environ, files=setting_files(home.root)).serve.authorization
     with httpx.Client(timeout=2.0, trust_env=False) as client:
@@ -171,7 +170,7 @@ def _status(home: Home) -> dict[str, Any]:
 
 def _processes(home: Home) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
-    for record in (*_alive(home.up_records), *_alive(home.replica_records)):
+    for record in (*living(home.up_records), *living(home.replica_records)):
         usage = procfs.usage(record.pid, group=record.pid)
         found.append(
             {
@@ -182,27 +181,6 @@ def _processes(home: Home) -> list[dict[str, Any]]:
             }
         )
     return found
-
-
-def _builds(home: Home) -> list[dict[str, Any]]:
-    """Return the builds that run, whoever started them, and how far they are."""
-    return [
-        {
-            "target": record.extra.get("target", ""),
-            "stage": record.extra.get("stage", ""),
-            "share": float(record.extra["share"]) if "share" in record.extra else None,
-            "pid": record.pid,
-        }
-        for record in _alive(home.build_records)
-    ]
-
-
-def _alive(folder: Path) -> Iterator[Record]:
-    for file in sorted(folder.glob("*.json"))[:_MAX_PROCESSES]:
-        with suppress(InvalidInput, OSError):  # half written when its writer was killed
-            record = Record.read(file)
-            if record is not None and is_alive(record):
-                yield record
 
 
 def _prefect(home: Home) -> str | None:
@@ -229,8 +207,7 @@ def _show_status(found: dict[str, Any]) -> None:
         cpu = format_duration(process["cpuSeconds"] or 0)
         say(f"  {process['name']:<28} pid {process['pid']:<8} {rss:>10}  cpu {cpu}")
     for build in found["builds"]:
-        share = f" {build['share']:.0%}" if build["share"] is not None else ""
-        say(f"building {build['target']}: {build['stage'] or 'starting'}{share}")
+        say(RunningBuild(**build).words)
     say(f"models: {', '.join(found['models']) or 'none'} (more: `flexinfer model ls`)")
 
 

@@ -18,6 +18,7 @@ from flexinfer.process.child import Child
 from flexinfer.process.launch import start
 from flexinfer.process.leader import UNKNOWN_EXIT
 from flexinfer.process.lifeline import watch_lifeline, watch_lifeline_in_thread
+from flexinfer.process.living import living
 from flexinfer.process.logfile import LogReader
 from flexinfer.process.ports import free_port, groups_listening, who_listens
 from flexinfer.process.procfs import Usage
@@ -44,6 +45,7 @@ __all__ = [
     "holder",
     "inherited_environment",
     "is_alive",
+    "living",
     "own_record",
     "run",
     "start",

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flexinfer.errors import FlexInferError, NotFound
+from flexinfer.builds import RunningBuild, running_builds
+from flexinfer.errors import NotFound
 from flexinfer.places import Home
-from flexinfer.process import Record, holder, is_alive
+from flexinfer.process import Record, holder, living
 from flexinfer.resources.model import Condition, Model, ModelStatus
 from flexinfer.spelling import nearest
 from flexinfer.units import format_bytes, format_duration
@@ -27,24 +28,6 @@ from flexinfer_operator.local.models import ModelFiles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Build:
-    """A build that runs."""
-
-    target: str
-    stage: str
-    share: float | None
-    """Of the stage, 0 to 1."""
-
-    @property
-    def words(self) -> str:
-        share = "" if self.share is None else f" {self.share:.0%}"
-        return f"building {self.target}: {self.stage or 'starting'}{share}"
-
-    def as_tree(self) -> dict[str, Any]:
-        return {"target": self.target, "stage": self.stage, "share": self.share}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelOverview:
     """One Model: as written, as observed. Of a file that is refused only the status is known, which says why."""
 
@@ -53,7 +36,7 @@ class ModelOverview:
     model: Model | None
     fault: str
     """Why the newest edit of its file is refused; empty: it is not."""
-    build: Build | None
+    build: RunningBuild | None
     status: ModelStatus | None
     generation: int
     starts: tuple[ColdStartRecord, ...]
@@ -197,7 +180,7 @@ class ModelOverview:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overview:
     models: tuple[ModelOverview, ...]
-    builds: tuple[Build, ...]
+    builds: tuple[RunningBuild, ...]
     """Those that run, whoever started them."""
     is_operator_running: bool
 
@@ -223,8 +206,8 @@ def overview(home: Home) -> Overview:
     for _ in range(2):  # a fault is believed at the second look
         files.scan()
     state = read_state(home.state_db, machine=machine_name())
-    records = tuple(_alive(home.replica_records))
-    builds = tuple(_builds(home))
+    records = tuple(living(home.replica_records))
+    builds = running_builds(home)
 
     def seen(
         name: str, file: Path, model: Model | None, fault: str, status: ModelStatus | None
@@ -276,29 +259,9 @@ def _refused(fault: str) -> ModelStatus:
     return ModelStatus(phase="Failed", conditions=(condition,), message=fault)
 
 
-def _build_of(source: str, builds: Iterable[Build]) -> Build | None:
+def _build_of(source: str, builds: Iterable[RunningBuild]) -> RunningBuild | None:
     entry = source.removeprefix("catalog://")
     wanted = (source, entry)
     return next(
         (one for one in builds if one.target in wanted or one.target.startswith(f"{entry}/")), None
     )
-
-
-def _builds(home: Home) -> Iterator[Build]:
-    for record in _alive(home.build_records):
-        try:
-            share = float(record.extra["share"]) if "share" in record.extra else None
-        except ValueError:
-            share = None
-        extra = record.extra
-        yield Build(target=extra.get("target", ""), stage=extra.get("stage", ""), share=share)
-
-
-def _alive(folder: Path) -> Iterator[Record]:
-    for file in sorted(folder.glob("*.json")) if folder.is_dir() else ():
-        try:
-            record = Record.read(file)
-        except (FlexInferError, OSError):
-            continue  # the operator deals with it
-        if record is not None and is_alive(record):
-            yield record

@@ -65,3 +65,13 @@ def test_a_stage_that_has_not_begun_is_starting(
     build(home, stage="")
     with holding(home, ""):
         assert "building smol/q8-0: starting\n" in status(home, monkeypatch).stdout
+
+
+def test_a_share_that_is_no_number_ends_nothing(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(home, stage="fetch", share="half")
+    with holding(home, ""):
+        assert "building smol/q8-0: fetch\n" in status(home, monkeypatch).stdout
+        (one,) = json.loads(status(home, monkeypatch, "--json").stdout)["builds"]
+    assert one["share"] is None
