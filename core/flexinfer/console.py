@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import typer
@@ -17,8 +17,11 @@ _PLAIN: dict[str, Any] = {
     "rich_markup_mode": None,
 }
 _GAP = "  "
+_INDENT = "    "
+COPIED = frozenset({"name", "reference", "digest", "entry"})
+"""Heads of columns whose cells people copy into the next command."""
 # A column that is squeezed further can no longer be read.
-_NARROWEST = 8
+_NARROWEST, _LONG_WORD, _READABLE = 8, 14, 20
 
 
 def group(*, help: str, epilog: str, **more: Any) -> typer.Typer:
@@ -43,26 +46,54 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Write a table: folded to the width of a terminal, one line for each row elsewhere."""
+def print_table(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], *, whole: Collection[str] = COPIED
+) -> None:
+    """Write a table: folded to the width of a terminal, one line for each row elsewhere.
+
+    *whole*: the heads of columns whose cells are copied, so never cut.
+    """
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    for line in table_lines(heads, rows, width=width):
+    for line in table_lines(heads, rows, width=width, whole=whole):
         typer.echo(line)
 
 
 def table_lines(
-    heads: Sequence[str], rows: Sequence[Sequence[str]], *, width: int | None = None
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    width: int | None = None,
+    whole: Collection[str] = (),
 ) -> Iterator[str]:
     """Yield the lines of a table. With *width*, in columns, cells that do not fit go on below, in their own column.
 
-    The widest columns give way first. A column is never narrower than 8: on a terminal with no room even for that,
-    lines are longer than it.
+    The widest columns give way first, those under the heads in *whole* never. Where no room is left for one of at
+    least 8, lines of words go below their row, indented; of *whole* alone, they are longer than *width*.
     """
     cells = [[_printable(cell) for cell in row] for row in (heads, *rows)]
     widths = [max(map(cell_width, column)) for column in zip(*cells, strict=True)]
+    below: list[int] = []
     if width is not None:
-        widths = _squeezed(widths, width - len(_GAP) * (len(widths) - 1))
-    for row in cells:
+        floors = [
+            widths[n] if head in whole else _floor([row[n] for row in cells], is_word=bool(whole))
+            for n, head in enumerate(heads)
+        ]
+        while True:
+            beside = [n for n in range(len(widths)) if n not in below]
+            room = width - len(_GAP) * (len(beside) - 1)
+            squeezed = _squeezed([widths[n] for n in beside], [floors[n] for n in beside], room)
+            pliant = [n for n in beside if heads[n] not in whole]
+            if not whole or not pliant:
+                break
+            last = squeezed[beside.index(pliant[-1])]
+            if sum(squeezed) <= room and last >= min(widths[pliant[-1]], _READABLE):
+                break
+            # The last one first: what is most to read and least to compare.
+            below.insert(0, pliant[-1])
+        widths = squeezed
+        texts = [[row[n] for n in below] for row in cells]
+        cells = [[row[n] for n in beside] for row in cells]
+    for number_of_row, row in enumerate(cells):
         folded = [list(_fold(cell, room)) for cell, room in zip(row, widths, strict=True)]
         for number in range(max(map(len, folded))):
             parts = (lines[number] if number < len(lines) else "" for lines in folded)
@@ -71,6 +102,11 @@ def table_lines(
                 for part, room in zip(parts, widths, strict=True)
             )
             yield _GAP.join(padded).rstrip()
+        if below and number_of_row and width is not None:
+            for n, text in zip(below, texts[number_of_row], strict=True):
+                if text.strip():
+                    room = max(_NARROWEST, width - len(_INDENT))
+                    yield from (_INDENT + line for line in _fold(f"{heads[n]}: {text}", room))
 
 
 def cell_width(text: str) -> int:
@@ -91,11 +127,19 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text)
 
 
-def _squeezed(widths: Sequence[int], room: int) -> list[int]:
+def _floor(cells: Sequence[str], *, is_word: bool) -> int:
+    """Return what a column must have; *is_word*: also for its longest word, where that is not long."""
+    words = (cell_width(word) for cell in cells for word in cell.split()) if is_word else ()
+    return max((one for one in words if one <= _LONG_WORD), default=0) or _NARROWEST
+
+
+def _squeezed(widths: Sequence[int], floors: Sequence[int], room: int) -> list[int]:
     found = list(widths)
-    while sum(found) > room and max(found) > _NARROWEST:
-        widest = found.index(max(found))
-        found[widest] -= 1
+    while sum(found) > room:
+        pliant = [n for n, floor in enumerate(floors) if found[n] > floor]
+        if not pliant:
+            break
+        found[max(pliant, key=found.__getitem__)] -= 1
     return found
 
 

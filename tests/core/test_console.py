@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import typer
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from flexinfer.console import cell_width, group, table_lines
+from flexinfer.console import COPIED, cell_width, group, print_table, table_lines
 
 _CELL = st.text(max_size=40)
 _ROW = st.tuples(_CELL, _CELL, _CELL)
@@ -37,6 +38,30 @@ def test_wide_characters_take_two_columns() -> None:
 
 def test_a_line_break_in_a_cell_does_not_break_the_table() -> None:
     assert list(table_lines(("m", "n"), [("a\nb\x1b[31m", "1")])) == ["m         n", "a b [31m  1"]
+
+
+_HEADS = ("reference", "digest", "format", "quantization", "size", "evidence")
+_STORED = ("smollm2-135m-instruct:q8-0", "sha256:0123456789ab", "gguf", "Q8_0", "1 MiB", "t PASSED")
+
+
+def test_what_is_copied_is_never_cut() -> None:
+    for width in (100, 80, 60, 40, 10):
+        lines = list(table_lines(_HEADS, [_STORED], width=width, whole=COPIED))
+        assert sum(_STORED[0] in line and _STORED[1] in line for line in lines) == 1
+        assert all(cell_width(line) <= max(width, 47) for line in lines)
+
+
+def test_what_has_no_room_beside_goes_below_its_row_with_its_head() -> None:
+    lines = list(table_lines(_HEADS, [_STORED, _STORED], width=80, whole=COPIED))
+    assert lines[0].split() == ["reference", "digest", "format", "quantization", "size"]
+    assert lines[2] == lines[4] == "    evidence: t PASSED"
+
+
+def test_in_a_pipe_each_row_is_one_line_and_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(_HEADS, [_STORED])
+    _, row = capsys.readouterr().out.splitlines()
+    assert row.split("  ")[:2] == [_STORED[0], _STORED[1]]
+    assert row.endswith("t PASSED")
 
 
 @given(rows=st.lists(_ROW, max_size=4), width=st.integers(min_value=28, max_value=120))
