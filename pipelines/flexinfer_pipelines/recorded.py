@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from flexinfer.errors import ResourceExhausted
 from flexinfer.places import Home
 from flexinfer.process import Record, own_record
 from flexinfer_pipelines.steps import Progress
@@ -64,7 +65,7 @@ class _Recorded:
             extra["share"] = f"{share:.3f}"
         record: Record = own_record("build", extra=extra)
         # A full disk is the steps' to report: they name what they need.
-        with self._guard, suppress(OSError):
+        with self._guard, suppress(OSError, ResourceExhausted):
             self._written_s = self._now_s()
             self._path.parent.mkdir(mode=0o700, exist_ok=True)
             record.write(self._path)

@@ -38,3 +38,12 @@ def test_a_build_goes_on_where_its_record_cannot_be_written(home: Home) -> None:
         home.build_records.write_bytes(b"")
         told.started("fetch")
         home.build_records.unlink()
+
+
+def test_a_build_goes_on_where_its_record_cannot_be_replaced(home: Home) -> None:
+    with recorded("smol/q8-0", home, Unwatched()) as told:
+        (file,) = home.build_records.iterdir()
+        file.unlink()
+        file.mkdir()
+        told.started("fetch")
+        assert list(home.build_records.iterdir()) == [file]

@@ -90,7 +90,7 @@ class Verifier:
             found_size=self._hasher.size,
             expected=self._expected,
             expected_size=self._size,
-            what=self._what,
+            what=f"{self._what} {self._expected}",
         )
 
 

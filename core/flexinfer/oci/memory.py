@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator
 
-from flexinfer.errors import Conflict
+from flexinfer.errors import Conflict, IntegrityError
 from flexinfer.oci.descriptor import Descriptor
-from flexinfer.oci.digest import BUFFER_BYTES, Digest, check_digest, digest_of, parse_digest
+from flexinfer.oci.digest import BUFFER_BYTES, Digest, Verifier, parse_digest
 from flexinfer.oci.layout_target import read_manifest
 from flexinfer.oci.manifest import Manifest
 from flexinfer.oci.reference import Reference
@@ -61,16 +61,17 @@ class MemoryTarget:
             )
         data = held[:offset]
         self._partials[descriptor.digest] = data
-        async for chunk in chunks:
-            data += chunk
-            if len(data) > descriptor.size:
-                break
+        verifier = Verifier(expected=descriptor.digest, size=descriptor.size)
+        try:
+            verifier.update(data)
+            async for chunk in chunks:
+                verifier.update(chunk)
+                data += chunk
+            verifier.finish()
+        except IntegrityError:
+            del self._partials[descriptor.digest]
+            raise
         del self._partials[descriptor.digest]
-        check_digest(
-            found=digest_of(data), found_size=len(data),
-            expected=descriptor.digest, expected_size=descriptor.size,
-            what=f"blob {descriptor.digest}",
-        )  # fmt: skip
         self._blobs[descriptor.digest] = bytes(data)
 
     async def tag(self, descriptor: Descriptor, name: str) -> None:

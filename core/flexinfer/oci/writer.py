@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Protocol
 
 from flexinfer.errors import FlexInferError, IntegrityError, ResourceExhausted, Unavailable
-from flexinfer.files import disk_error, disk_full, free_bytes, sync_folder, write_all
+from flexinfer.files import disk_error, disk_full, free_bytes, replace_file, sync_folder, write_all
 from flexinfer.oci.descriptor import MEDIA_BYTES, Descriptor
 from flexinfer.oci.digest import BUFFER_BYTES, Digest, Hasher, check_digest, parse_digest
 from flexinfer.oci.durable import is_same_file, lock, wait_for_lock
@@ -220,9 +220,10 @@ class BlobWriter:
             "size": done.size,
             "inode": os.fstat(self._held).st_ino,
         }
-        scratch = self._record.with_suffix(".tmp")
-        scratch.write_text(json.dumps(about))
-        os.rename(scratch, self._record)
+        replace_file(
+            self._record, json.dumps(about).encode(),
+            scratch=self._record.with_suffix(".tmp"), durable=False,
+        )  # fmt: skip
 
     def _take(self) -> None:
         """Lock the partial. Who had to wait first looks whether the work is done."""

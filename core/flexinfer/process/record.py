@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flexinfer.errors import InvalidInput
+from flexinfer.files import replace_file
 from flexinfer.process import procfs
 from flexinfer.process.child import Child
 
@@ -77,10 +78,13 @@ class Record:
         return record
 
     def write(self, path: Path) -> None:
-        """Put it into the file *path*, wholly or not at all."""
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_text(self.to_json() + "\n", encoding="utf-8")
-        partial.replace(path)
+        """Put it into the file *path*, wholly or not at all.
+
+        Raises:
+            ResourceExhausted: code `disk_full` or `disk_error`.
+        """
+        # It means nothing after a restart of the machine.
+        replace_file(path, (self.to_json() + "\n").encode(), durable=False)
 
     @classmethod
     def read(cls, path: Path) -> Record | None:

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any
 
 from flexinfer.errors import FlexInferError, IntegrityError, Unavailable
-from flexinfer.files import disk_error, make_folders, read_error
+from flexinfer.files import disk_error, make_folders, read_error, replace_file
 from flexinfer.oci import Digest, hex_of, parse_digest
 from flexinfer.oci.durable import lock, remove_tree, take_lock
 from flexinfer.oci.writer import BLOB_MODE
@@ -263,9 +263,10 @@ class Checkouts:
                 for path, file in files.items()
             },
         }
-        scratch = self._private / f"{name}.tmp"
-        scratch.write_text(json.dumps(about))
-        os.rename(scratch, self._private / f"{name}.json")
+        replace_file(
+            self._private / f"{name}.json", json.dumps(about).encode(),
+            scratch=self._private / f"{name}.tmp", durable=False,
+        )  # fmt: skip
 
 
 def copy_verified(source: Path, place: Path, digest: Digest) -> Stamp:

@@ -28,7 +28,7 @@ def ingest(
         NotFound: code `file_not_found`.
         InvalidInput: code `not_a_file`.
         IntegrityError: code `digest_mismatch`: it is not *expected*.
-        Conflict: code `source_changed`: somebody wrote to the file meanwhile.
+        Conflict: code `file_changed`: somebody wrote to the file meanwhile.
         ResourceExhausted: code `disk_full`, before any byte moves.
     """
     try:
@@ -85,4 +85,4 @@ def _refuse_changed(
 ) -> None:
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         writer.discard()
-        raise Conflict(f"{path}: somebody wrote to it while it was read", code="source_changed")
+        raise Conflict(f"{path}: somebody wrote to it while it was read", code="file_changed")

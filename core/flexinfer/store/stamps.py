@@ -17,8 +17,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from flexinfer.errors import IntegrityError, NotFound, Unavailable
-from flexinfer.files import read_error
+from flexinfer.errors import IntegrityError, NotFound, ResourceExhausted, Unavailable
+from flexinfer.files import read_error, replace_file
 from flexinfer.oci.digest import BUFFER_BYTES, Digest, Hasher, hex_of
 from flexinfer.oci.durable import is_same_file, wait_for_lock
 from flexinfer.oci.target import missing_blob
@@ -77,10 +77,10 @@ class Stamps:
     def put(self, digest: Digest, stamp: Stamp) -> None:
         """Record a good hash. The caller holds the blob's lock."""
         path = self._folder / hex_of(digest)
-        scratch = path.with_suffix(".tmp")
-        with suppress(OSError):  # a stamp that cannot be written costs a hash later, nothing else
-            scratch.write_text(json.dumps(stamp.to_list()))
-            os.rename(scratch, path)
+        data = json.dumps(stamp.to_list()).encode()
+        # A stamp that cannot be written, or is lost, costs a hash later, nothing else.
+        with suppress(ResourceExhausted):
+            replace_file(path, data, scratch=path.with_suffix(".tmp"), durable=False)
 
     def drop(self, digest: Digest) -> None:
         """Forget the stamp."""

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexinfer.errors import InvalidInput, NotFound
+from flexinfer.errors import InvalidInput, NotFound, ResourceExhausted
 from flexinfer.process import (
     UNKNOWN_EXIT,
     Child,
@@ -233,6 +233,17 @@ def test_a_broken_record_is_refused_by_file(text: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"engine\.json") as caught:
         Record.read(tmp_path / "engine.json")
     assert caught.value.code == "process_record"
+
+
+def test_a_record_that_cannot_be_written_is_refused_by_file_and_leaves_nothing(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "engine.json"
+    path.mkdir()
+    with pytest.raises(ResourceExhausted, match=r"engine\.json: cannot write") as caught:
+        Record(name="engine", pid=2, start_ticks=1, boot_id="b").write(path)
+    assert caught.value.code == "disk_error"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_no_record_is_none(tmp_path: Path) -> None:
