@@ -46,7 +46,7 @@ def test_planted_violations_are_caught(copied_tree: Path) -> None:
     planted = {
         "operator/flexinfer_operator/planted.py": "def f() -> None:\n    import flexinfer_serving.app\n",
         "serving/flexinfer_serving/routing/planted.py": "import fastapi\nimport socket\n",
-        "pipelines/flexinfer_pipelines/planted.py": "import prefect\n",
+        "pipelines/flexinfer_pipelines/planted.py": "import prefect\nimport subprocess\n",
         "core/flexinfer/resources/planted.py": "from flexinfer import store\n",
         # What is not pure through another module is not pure.
         "operator/flexinfer_operator/plan/planted.py": "from flexinfer import log\n",
@@ -65,7 +65,8 @@ def test_planted_violations_are_caught(copied_tree: Path) -> None:
         "flexinfer_operator.planted",
         "routing.planted -> fastapi",
         "routing.planted -> socket",
-        "pipelines.planted",
+        "pipelines.planted -> prefect",
+        "pipelines.planted -> subprocess",
         "resources.planted",
         "plan.planted -> flexinfer.log",
         "admission.planted -> secrets",
