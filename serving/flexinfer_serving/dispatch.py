@@ -42,7 +42,7 @@ from flexinfer_serving.tickets import Admission, Entry, Ticket
 
 log = get_logger(__name__)
 
-_KINDS: dict[str, type[FlexInferError]] = {
+KINDS: dict[str, type[FlexInferError]] = {
     "model_overloaded": Overloaded,
     "deadline_exceeded": DeadlineExceeded,
     "model_not_found": NotFound,
@@ -240,7 +240,7 @@ class Dispatcher:
             model=entry.model.name,
             outcome=effect.code,
         )
-        kind = _KINDS.get(effect.code, Unavailable)
+        kind = KINDS.get(effect.code, Unavailable)
         if not ticket.decision.done():
             ticket.decision.set_exception(
                 kind(effect.message, code=effect.code, retry_after_s=effect.retry_after_s)

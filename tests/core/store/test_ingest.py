@@ -106,7 +106,7 @@ def test_a_file_that_is_written_to_meanwhile_is_refused(store: Store, tmp_path: 
 
     with pytest.raises(Conflict) as caught:
         store.ingest_file(source, on_progress=meddle)
-    assert caught.value.code == "source_changed"
+    assert caught.value.code == "file_changed"
     assert list(store.root.glob("blobs/sha256/*")) == []
 
 
