@@ -39,6 +39,8 @@ from flexinfer_serving.chat_stream import (
 )
 
 DEFAULT_URL = "http://127.0.0.1:8080/v1"
+# Small models, such as the starter, ramble at an engine's default.
+TEMPERATURE = 0.2
 # A held request gets a comment every few seconds; a silence this long means that nobody is there any more.
 SILENCE_S = 180.0
 MAX_ERROR_BYTES = 64 * 1024
@@ -67,8 +69,8 @@ def chat(
     system: Annotated[str | None, typer.Option(help="What the model is told first.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 512,
     temperature: Annotated[
-        float | None, typer.Option(min=0, max=2, help="0: always the likeliest word.")
-    ] = None,
+        float, typer.Option(min=0, max=2, help="0: always the likeliest word; 1: as trained.")
+    ] = TEMPERATURE,
     key_file: Annotated[
         Path | None, typer.Option(help="A file with the API key; none is needed on this machine.")
     ] = None,
@@ -147,7 +149,7 @@ class Talk:
     model: str
     system: str | None = None
     max_tokens: int = 512
-    temperature: float | None = None
+    temperature: float = TEMPERATURE
     out: TextIO = field(default_factory=lambda: sys.stdout)
     err: TextIO = field(default_factory=lambda: sys.stderr)
     messages: list[dict[str, str]] = field(default_factory=list)
@@ -204,9 +206,8 @@ class Talk:
             "messages": [*first, *self.messages],
             "max_tokens": self.max_tokens,
             "stream": True,
+            "temperature": self.temperature,
         }
-        if self.temperature is not None:
-            body["temperature"] = self.temperature
         return body
 
     def _answer(self) -> Generator[str, None, None]:

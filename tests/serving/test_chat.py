@@ -119,6 +119,7 @@ def test_an_answer_is_shown_and_remembered(talk: Talk, router: Router) -> None:
         {"role": "user", "content": "And of Spain?"},
     ]
     assert router.asked[1]["stream"] is True
+    assert router.asked[1]["temperature"] == 0.2
 
 
 def test_what_the_system_says_comes_first_and_stays_after_new(talk: Talk, router: Router) -> None:
