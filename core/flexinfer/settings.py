@@ -133,8 +133,8 @@ class OperatorSection(Section):
     """An engine has this long after SIGTERM."""
     drain_timeout_s: float = Field(default=30.0, ge=0)
     """A draining replica has this long for its running requests."""
-    lease_ttl_s: float = Field(default=10.0, gt=0)
-    """A router that is silent for this long no longer counts."""
+    lease_ttl_s: float = Field(default=10.0, gt=0, le=120)
+    """A router that is silent for this long no longer counts. The router asks for it; 120 is the most."""
     rescan_s: float = Field(default=0.25, gt=0, le=5)
     """How often Model files and the store are looked at."""
 

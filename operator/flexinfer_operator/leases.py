@@ -10,7 +10,7 @@ from flexinfer_operator.plan.view import LeaseView, RouterView
 
 # More than any fleet has. With what is kept of names beside them, it bounds what a router that invents names can fill.
 MAX_LEASES = 10_000
-# A lease may not outlive its router for longer than this, whatever it asks for.
+# A lease may not outlive its router for longer than this, whatever it asks for; `operator.lease_ttl_s` ends there too.
 MAX_TTL_S = 120.0
 
 

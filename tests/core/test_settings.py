@@ -138,6 +138,12 @@ def test_a_file_with_keys_that_others_can_read_is_found(
     assert exposed_keys((file, tmp_path / "absent.toml")) == ((file,) if is_exposed else ())
 
 
+def test_a_lease_that_the_operator_would_cut_is_refused() -> None:
+    assert Settings.model_validate({"operator": {"lease_ttl_s": 120}}).operator.lease_ttl_s == 120
+    said = _refusal({"FLEXINFER_OPERATOR__LEASE_TTL_S": "121"})
+    assert "FLEXINFER_OPERATOR__LEASE_TTL_S" in said and "120" in said
+
+
 def test_a_wait_cannot_be_endless() -> None:
     assert "finite" in _refusal({"FLEXINFER_SERVE__CONNECT_TIMEOUT_S": "inf"})
 

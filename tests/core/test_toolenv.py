@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from flexinfer.errors import InvalidInput, NotFound, ProcessFailed, ResourceExhausted
+from flexinfer.errors import Conflict, InvalidInput, NotFound, ProcessFailed, ResourceExhausted
 from flexinfer.places import Home
 from flexinfer.toolenv import ToolEnvironment, ToolPython, lock_of, making
+from flexinfer.up.services import restart_delay_s
 
 ROOT = Path(__file__).resolve().parents[2]
 Lock = Callable[..., Path]
@@ -98,6 +99,20 @@ def test_it_is_made_once_and_then_needs_neither_pip_nor_the_lock_of_its_folder(
     # Its scripts were written under another name.
     assert output(python.path.parent / "sample") == "hello\n"
     assert ".making" not in (python.path.parent / "activate").read_text()
+
+
+def test_one_that_another_program_takes_away_as_it_is_made_is_a_conflict(
+    lock: Path, home: Home
+) -> None:
+    def take_away(line: str) -> None:
+        if line.endswith(": ready"):
+            shutil.rmtree(home.tools / names(home)[0])
+
+    with pytest.raises(Conflict, match="start again") as caught:
+        ToolEnvironment("sample", lock).ensure(home, on_line=take_away)
+    assert caught.value.code == "toolenv_changed"
+    assert restart_delay_s([0.0], now_s=0.0, code=caught.value.exit_code) is not None
+    assert ensure(lock, home)[0].path.exists()
 
 
 def test_it_is_used_as_it_is_where_nothing_can_be_written(

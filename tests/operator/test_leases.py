@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from flexinfer.fleet import DemandLease, Failure, FleetModel, FleetReplica
+from flexinfer.settings import OperatorSection
 from flexinfer_operator.leases import MAX_LEASES, MAX_TTL_S, LeaseBook
 from flexinfer_operator.plan.demand import sum_leases
 from flexinfer_operator.publication import Publication
@@ -78,6 +81,15 @@ def test_no_lease_outlives_the_longest_that_is_allowed() -> None:
     book = book_of(max_ttl_s=30)
     book.take(1, lease(ttl_s=1e9), now_s=0)
     assert [view.expires_s for view in book.leases()] == [30]
+
+
+def test_every_time_that_a_router_may_be_set_to_is_kept_as_asked() -> None:
+    asked = OperatorSection(lease_ttl_s=MAX_TTL_S).lease_ttl_s
+    book = book_of()
+    book.take(1, lease(ttl_s=asked), now_s=0)
+    assert [view.expires_s for view in book.leases()] == [asked]
+    with pytest.raises(ValidationError):
+        OperatorSection(lease_ttl_s=MAX_TTL_S + 1)
 
 
 def test_activity_is_when_a_request_was_last_there() -> None:

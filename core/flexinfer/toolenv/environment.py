@@ -109,7 +109,7 @@ class ToolEnvironment:
                 found = self.ready(home)
         if found is None:
             raise Conflict(
-                f"tool environment {self.name}: its lock {self.lock} changed meanwhile; start again",
+                f"tool environment {self.name}: another program changed {folder} as it was made; start again",
                 code="toolenv_changed",
             )
         return found

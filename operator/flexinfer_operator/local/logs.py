@@ -25,16 +25,6 @@ def prune_logs(folder: Path, model: str, *, running: Container[str]) -> None:
         file.unlink(missing_ok=True)
 
 
-def newest_log(folder: Path, model: str) -> Path | None:
-    """Return the log of *model*'s last replica; None: there was none."""
-    found = [
-        file
-        for file in (folder.iterdir() if folder.is_dir() else ())
-        if (match := _NAME.fullmatch(file.name)) and match["model"] == model
-    ]
-    return max(found, key=lambda file: file.stat().st_mtime, default=None)
-
-
 def last_words(lines: Sequence[str]) -> str:
     """Return the last of *lines* that says something, short and in one line; empty: none does."""
     for line in reversed(lines):
