@@ -17,8 +17,6 @@ from flexinfer.resources import patterns
 from flexinfer.resources.source import parse_source
 from flexinfer.units import parse_duration_s, parse_size_bytes
 
-API_VERSION = "ai.flexinfer/v1alpha2"
-
 
 def _duration(value: Any) -> Any:
     return _parsed(parse_duration_s, value) if _is_measure(value) else value
