@@ -15,7 +15,7 @@ from flexinfer.store import Store
 from flexinfer_pipelines.plan import Plan, build_key, build_reference
 from flexinfer_pipelines.steps import Context
 from flexinfer_pipelines.steps.resolve import recalled
-from flexinfer_pipelines.validators.judging import still_passes
+from flexinfer_pipelines.validators.judging import still_passes, thresholds
 
 log = get_logger(__name__)
 
@@ -32,6 +32,8 @@ class Built:
     is_new: bool
     """False: it was there before."""
     measurements: dict[str, float | int | str | bool]
+    thresholds: dict[str, float]
+    """What was wanted of them, as it is asked now."""
 
 
 def already_built(context: Context, entry: CatalogEntry, variant: Variant) -> Built | None:
@@ -100,5 +102,6 @@ def describe(
                 format=artifact.config.format,
                 is_new=is_new,
                 measurements=dict(result.measurements),
+                thresholds=thresholds(result.measurements, checks, is_copy=plan.is_copy),
             )
     return None

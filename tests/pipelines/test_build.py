@@ -63,7 +63,9 @@ def test_a_build_measures_publishes_and_says_what_it_did(
     assert already_built(context, entry, entry.default_variant) == Built(
         reference="tiny:q8-0", digest=built.digest, size_bytes=built.size_bytes,
         quantization="Q8_0", format="gguf", is_new=False, measurements=built.measurements,
+        thresholds=built.thresholds,
     )  # fmt: skip
+    assert built.thresholds["divergence.sameTop"] == 0.5
 
 
 def test_a_bad_result_is_not_published_and_both_numbers_are_said(

@@ -130,7 +130,10 @@ def test_progress_validation_and_digest_are_artifacts(place: Place, built: dict[
     assert found["progress"]["type"] == "progress"
     assert found["progress"]["data"] == 100.0
     table = json.loads(found["validation"]["data"])
-    assert {"structure.tensors"} <= {row["measurement"] for row in table}
+    rows = {row["measurement"]: row for row in table}
+    assert rows["structure.tensors"]["wanted"] == "nothing"
+    assert rows["structure.missingTensors"]["wanted"] == 0.0
+    assert {row["verdict"] for row in table} == {"passed"}
     assert built["digest"] in found["artifact"]["data"]
 
 
@@ -181,6 +184,12 @@ def test_a_bad_result_fails_the_run_with_both_numbers(place: Place, built: dict[
         "error[quality]: tiny/strict is not published: divergence.klLowerBound is "
     )
     assert "wanted at most 0.0" in last
+    logs = place.flexinfer("logs", "build", "-n", "1000").stdout
+    assert logs.count("tiny/strict is not published") == 1
+    assert "QualityError" not in logs
+    assert "Encountered exception" not in logs
+    told = place.flexinfer("logs", "build", "--all", "-n", "1000").stdout
+    assert "Encountered exception" in told
     runs = {run["name"]: run for run in place.read("flow_runs")}
     assert runs["build tiny/strict"]["state_type"] == "FAILED"
     tables = [one for one in place.read("artifacts") if one["key"] == "validation"]

@@ -90,7 +90,7 @@ def logs(
     lines: int = typer.Option(50, "--lines", "-n", min=1, max=10_000, help="How many, all in all."),
     follow: bool = typer.Option(False, "--follow", "-f", help="Go on with what comes."),
     everything: bool = typer.Option(
-        False, "--all", help="Also what Prefect's server says of its own database and tasks."
+        False, "--all", help="Also what Prefect says of itself, and again of what failed."
     ),
     raw: bool = typer.Option(False, "--raw", help="The lines as they were written."),
 ) -> None:

@@ -14,6 +14,16 @@ _NOT_FIELDS = frozenset(
 )
 # What these say below a warning is about themselves: a database's hundred migrations, a worker's task list.
 _ROUTINE = ("alembic.", "docket.")
+_ECHOES = (
+    "Finished in state Failed(",
+    "Encountered exception during execution:",
+    "Task run failed with exception:",
+)
+# `log.format = console`.
+_CONSOLE = re.compile(
+    r"(?P<at>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3,9}Z) \[(?P<level>[a-z]+) *\] (?P<rest>.*)",
+    re.DOTALL,
+)
 _QUIET_LEVELS = ("debug", "info")
 _LONGEST = 2000
 _MAX_FRAMES = 20
@@ -38,8 +48,8 @@ def read_line(log: str, raw: str) -> Said:
         event = json.loads(raw)
         at, level, what = str(event["timestamp"]), str(event["level"]), str(event["event"])
     except (ValueError, KeyError, TypeError, RecursionError):
-        return Said(at="", log=log, raw=raw, shown=(_clean(f"{'':18} {log}: {raw}"),))
-    fields = " ".join(f"{k}={v}" for k, v in event.items() if k not in _NOT_FIELDS)
+        return _text(log, raw)
+    fields = " ".join(f"{k}={v}" for k, v in event.items() if k not in _NOT_FIELDS and v != what)
     head = _clean(f"{_short(at)} {log} {level}: {what} {fields}".rstrip())
     logger = str(event.get("logger", ""))
     return Said(
@@ -47,8 +57,14 @@ def read_line(log: str, raw: str) -> Said:
         log=log,
         raw=raw,
         shown=(head, *(f"    {_clean(line)}" for line in _traceback(event))),
-        is_routine=level in _QUIET_LEVELS and logger.startswith(_ROUTINE),
+        is_routine=(level in _QUIET_LEVELS and logger.startswith(_ROUTINE)) or is_echo(event),
     )
+
+
+def is_echo(event: Mapping[str, Any]) -> bool:
+    """Return whether Prefect says again how a run or task of ours failed: `build_failed` has said so, once."""
+    is_runs = event.get("logger") in ("prefect.flow_runs", "prefect.task_runs")
+    return is_runs and str(event.get("event")).startswith(_ECHOES)
 
 
 def timed(lines: Iterable[Said], *, before: str) -> list[tuple[str, Said]]:
@@ -84,6 +100,15 @@ def models_with_logs(logs: Iterable[str]) -> tuple[str, ...]:
     """Return the Models that have an engine's log among *logs*."""
     matches = (_ENGINE.fullmatch(log) for log in logs)
     return tuple(sorted({match["model"] for match in matches if match}))
+
+
+def _text(log: str, raw: str) -> Said:
+    """Return a line that is no event of ours: as text, or a library's own."""
+    match = _CONSOLE.fullmatch(raw)
+    if match is None:
+        return Said(at="", log=log, raw=raw, shown=(_clean(f"{'':18} {log}: {raw}"),))
+    shown = _clean(f"{_short(match['at'])} {log} {match['level']}: {match['rest'].strip()}")
+    return Said(at=match["at"], log=log, raw=raw, shown=(shown,))
 
 
 def _short(at: str) -> str:

@@ -79,7 +79,16 @@ class ShownLogs:
             return {log: files[log] for log in engines}
         if self._readers:
             return {}  # pruned meanwhile
-        known = (*files, *models_with_logs(files))
+        if self._home.model_file(self._name).is_file():
+            raise NotFound(
+                f"Model {self._name!r} has not run yet: no log; "
+                f"see `flexinfer model describe {self._name}`",
+                code="log_not_found",
+            )
+        known = (
+            *(log for log in files if not log.startswith("engine-")),
+            *models_with_logs(files),
+        )
         raise NotFound(
             f"no log and no Model with an engine's log is called {self._name!r} in {self._home.logs} "
             f"(there: {', '.join(known) or 'none yet'}){nearest(self._name, known)}",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from flexinfer.process import LogReader
+from flexinfer.up.reading import is_echo
 
 _SHOWN_LEVELS = ("warning", "error", "critical")
 _HIDDEN_FIELDS = {"event", "level", "logger", "timestamp", "human", "exception", "stack"}
@@ -30,7 +31,7 @@ def render(name: str, line: str) -> str | None:
         return None
     if human := event.get("human"):
         return _clean(str(human))
-    if event.get("level") not in _SHOWN_LEVELS:
+    if event.get("level") not in _SHOWN_LEVELS or is_echo(event):
         return None
     return _clean(f"{name}: {event.get('event', '')}{_fields(event)}{_cause(event)}")
 

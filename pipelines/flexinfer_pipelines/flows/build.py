@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 from uuid import UUID
@@ -22,6 +23,7 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from flexinfer.clock import SystemClock
+from flexinfer.errors import FlexInferError
 from flexinfer.log import get_logger
 from flexinfer.places import Home
 from flexinfer.settings import Settings, load, setting_files
@@ -74,7 +76,7 @@ async def build_flow(target: str, rebuild: bool = False) -> str:
     run_id = str(flow_run.get_id())
     shown = asyncio.create_task(board.show(f"{entry.metadata.name}/{variant.name}"))
     try:
-        with known(home, run_id):
+        with known(home, run_id), _told(f"{entry.metadata.name}/{variant.name}"):
             built = await build(context, entry, variant, _Stages(board).run, rebuild=rebuild)
     except Failed as error:
         await _shown(
@@ -86,10 +88,23 @@ async def build_flow(target: str, rebuild: bool = False) -> str:
     finally:
         board.is_done = True
         await _shown(shown)
-    await _validation_table(built.measurements, {}, ())
+    await _validation_table(built.measurements, built.thresholds, ())
     await _link(context.store, built)
     get_run_logger().info("%s is %s", built.reference, built.digest)
     return built.digest
+
+
+@contextmanager
+def _told(target: str) -> Iterator[None]:
+    """Log once what ends a build; the traceback only of what nobody foresaw."""
+    try:
+        yield
+    except FlexInferError as error:
+        log.error("build_failed", target=target, code=error.code, error=error.message)
+        raise
+    except Exception as error:
+        log.exception("build_failed", target=target, error=type(error).__name__)
+        raise
 
 
 class _Stages:
@@ -172,7 +187,7 @@ async def _validation_table(measurements: Any, thresholds: Any, failed: tuple[st
         {
             "measurement": name,
             "measured": value,
-            "wanted": thresholds.get(name, ""),
+            "wanted": thresholds.get(name, "nothing"),
             "verdict": "failed" if name.partition(".")[0] in failed else "passed",
         }
         for name, value in sorted(measurements.items())

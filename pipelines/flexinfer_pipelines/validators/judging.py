@@ -26,6 +26,16 @@ def still_passes(result: TestResult, checks: Validate, *, is_copy: bool) -> bool
     return result.result == "PASSED"
 
 
+def thresholds(
+    measurements: Mapping[str, Number], checks: Validate, *, is_copy: bool
+) -> dict[str, float]:
+    """Return what *checks* want of those *measurements* that they set a bound to. Pure."""
+    found: dict[str, float] = {}
+    for validator in validators(checks, is_copy=is_copy):
+        found |= validator.judge(_own(validator, measurements), checks).thresholds
+    return found
+
+
 def _own(validator: Validator, measurements: Mapping[str, Number]) -> dict[str, Number]:
     prefix = f"{validator.name}."
     return {name: value for name, value in measurements.items() if name.startswith(prefix)}

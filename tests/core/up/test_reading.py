@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 
 import pytest
+import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flexinfer.errors import NotFound
+from flexinfer.log import configure, get_logger
 from flexinfer.places import Home
+from flexinfer.settings import LogSection
 from flexinfer.up.reading import Said, engine_logs, merged, read_line, timed
 from flexinfer.up.shown import ShownLogs
+from flexinfer.up.terminal import render
 
 
 def line(second: int, event: str = "happened", **fields: object) -> str:
@@ -41,6 +47,41 @@ def test_an_exception_is_readable_lines_with_its_cause() -> None:
         "      /a.py:3 in run",
         "    caused by OSError: no room",
     )
+
+
+def test_text_keeps_its_time_and_place() -> None:
+    """As structlog's console renderer writes it: `log.format = console`."""
+    stream = io.StringIO()
+    before = logging.getLogger().handlers[:]
+    try:
+        configure(LogSection(format="console"), stream=stream)
+        get_logger("x.y").warning("replica_ready", model="smol")
+    finally:
+        logging.getLogger().handlers[:] = before
+        structlog.reset_defaults()
+    said = read_line("operator", stream.getvalue().rstrip("\n"))
+    assert said.at.endswith("Z")
+    assert said.shown[0].startswith(
+        f"{said.at[5:10]} {said.at[11:23]} operator warning: replica_ready"
+    )
+    assert "model=smol" in said.shown[0]
+
+
+def test_what_prefect_says_again_of_a_failure_is_only_for_all() -> None:
+    for logger, event, is_routine in (
+        ("prefect.flow_runs", "Finished in state Failed('x')", True),
+        ("prefect.task_runs", "Encountered exception during execution: E()", True),
+        ("prefect.flow_runs", "Finished in state Completed()", False),
+        ("flexinfer_pipelines.flows.build", "Finished in state Failed('x')", False),
+    ):
+        raw = line(1, event, level="error", logger=logger)
+        assert read_line("pipelines", raw).is_routine is is_routine
+        assert (render("pipelines", raw) is None) is is_routine
+
+
+def test_a_field_that_repeats_the_event_is_not_shown() -> None:
+    said = read_line("operator", line(1, "it happened", message="it happened", a=1))
+    assert said.shown == ("11-24 16:22:01.463 operator info: it happened a=1",)
 
 
 def test_a_recursion_of_a_thousand_frames_is_cut() -> None:
@@ -119,6 +160,17 @@ def test_a_huge_log_is_read_from_near_its_end(home: Home) -> None:
         log.write(f"\n{line(1, 'a')}\n")
     shown = ShownLogs(home, "serve", is_routine_shown=False)
     assert events(shown.last(1)) == ["a"]
+
+
+def test_a_model_that_never_ran_says_so(home: Home) -> None:
+    home.model_file("fresh").write_text("x")
+    for number in range(9):
+        home.log(f"engine-smol-70a862-{number}").write_text("x\n")
+    with pytest.raises(NotFound) as caught:
+        ShownLogs(home, "fresh", is_routine_shown=False)
+    assert caught.value.message.startswith("Model 'fresh' has not run yet: no log")
+    with pytest.raises(NotFound, match=r"\(there: smol\)"):
+        ShownLogs(home, "other", is_routine_shown=False)
 
 
 def test_a_model_without_a_log_is_refused_with_the_nearest(home: Home) -> None:
