@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 # Comparing costs the product of the lengths; nothing that we name is longer.
 _LONGEST = 128
+# `q8` is close to `q8_0`; `Q4_K_M` is another thing than `Q4_1`.
+_CLOSE = 0.65
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -14,5 +16,5 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if len(name) > _LONGEST:
         return ""
     folded = {word.casefold(): word for word in known}
-    close = difflib.get_close_matches(name.casefold(), folded, n=1)
+    close = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=_CLOSE)
     return f"; did you mean {folded[close[0]]!r}?" if close else ""

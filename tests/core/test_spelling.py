@@ -23,6 +23,11 @@ def test_a_word_that_is_like_none_gets_no_advice() -> None:
     assert nearest("m" * 1_000_000, KNOWN) == ""
 
 
+def test_a_word_that_only_begins_alike_gets_no_advice() -> None:
+    assert nearest("Q4_K_M", ("Q8_0", "Q4_0", "Q4_1", "BF16")) == ""
+    assert nearest("q8", ("q8_0", "q4_0")) == "; did you mean 'q8_0'?"
+
+
 @given(st.text(max_size=200), st.lists(st.text(max_size=20), max_size=5))
 def test_only_known_words_are_advised(name: str, known: list[str]) -> None:
     advice = nearest(name, known)

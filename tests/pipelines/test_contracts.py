@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from flexinfer.errors import FlexInferError
+from flexinfer.errors import FlexInferError, UnknownPlugin
 from flexinfer.oci import digest_of
 from flexinfer.places import Home
 from flexinfer.resources.entry import Validate
@@ -133,3 +133,14 @@ def test_a_validator_says_when_it_is_asked_and_measures_asynchronously(name: str
 def test_validators_are_ordered_and_no_two_alike() -> None:
     orders = [VALIDATORS.get(name).order for name in VALIDATORS.names()]
     assert len(set(orders)) == len(orders)
+
+
+def test_a_source_that_nothing_fetches_says_what_can_be_built(
+    home: Home, make_context: Make
+) -> None:
+    with pytest.raises(UnknownPlugin) as caught:
+        source_for(make_context(home), parse_source("ollama://llama3"))
+    assert caught.value.message == (
+        "source ollama://llama3: ollama:// cannot be built here; "
+        "what can: catalog://, file://, hf://, pypi://"
+    )

@@ -84,6 +84,23 @@ def unknown_types(
             )
 
 
+def unmakeable(
+    document: Document[CatalogEntry],
+    names: Callable[[str], tuple[str, ...]],
+    types: Callable[[str], tuple[str, ...]],
+) -> int:
+    """Return how many variants cannot be built by what is installed. *names* and *types* as for the rules below."""
+    spec = document.value.spec
+    if spec.source.parsed().scheme not in names("flexinfer.sources"):
+        return len(spec.variants)
+    formats = (AS_IS, *names("flexinfer.quantizers"))
+    recipes = [one.quantize for one in spec.variants]
+    return sum(
+        one.format not in formats or one.type not in (types(one.format) or (one.type,))
+        for one in recipes
+    )
+
+
 def unknown_plugins(
     document: Document[CatalogEntry], names: Callable[[str], tuple[str, ...]]
 ) -> Iterator[Problem]:

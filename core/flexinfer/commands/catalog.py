@@ -36,8 +36,12 @@ def lint(
     problems = list(_problems(catalog))
     for line in (*problems, *_warnings(catalog)):
         typer.echo(line)
-    entries = len(catalog.entries)
-    variants = sum(len(one.entry.spec.variants) for one in catalog.entries.values())
+    usable = [
+        left
+        for one in catalog.entries.values()
+        if (left := len(one.entry.spec.variants) - _unmakeable(one))
+    ]
+    entries, variants = len(usable), sum(usable)
     counted = f"{_count(entries, 'entry', 'entries')}, {_count(variants, 'variant', 'variants')}"
     if problems:
         typer.echo(f"{_count(len(problems), 'problem', 'problems')}; usable: {counted}")
@@ -91,6 +95,10 @@ def _problems(catalog: Catalog) -> Iterator[str]:
             yield problem.at(str(loaded.file))
         for problem in rules.unknown_types(loaded.document, _types):
             yield problem.at(str(loaded.file))
+
+
+def _unmakeable(loaded: LoadedEntry) -> int:
+    return rules.unmakeable(loaded.document, plugins.names, _types)
 
 
 def _warnings(catalog: Catalog) -> Iterator[str]:

@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails
 
 from flexinfer.errors import InvalidInput
 from flexinfer.resources import patterns
-from flexinfer.resources.located import START, Mark, Node, Problem, compose, find
+from flexinfer.resources.located import START, Mark, Misplaced, Node, Problem, compose, find
 from flexinfer.resources.model import Part
 from flexinfer.spelling import nearest
 
@@ -112,6 +112,8 @@ def parse_located(kind: type[P], text: str, file: str) -> Document[P]:
     except ValidationError as error:
         taken = {problem.mark for problem in problems}
         for detail in error.errors(include_url=False):
+            if _is_counted_without_bad_items(detail):
+                continue
             problem = _problem(kind, root, detail)
             if problem.mark not in taken:  # one cause, one line
                 problems.append(problem)
@@ -152,7 +154,9 @@ def _problem(kind: type[Part], root: Node, detail: ErrorDetails) -> Problem:
         case "literal_error" | "enum":
             return Problem(_value_mark(root, loc), _not_listed(kind, loc, detail["input"]))
         case "value_error":
-            return Problem(_value_mark(root, loc), str(detail["ctx"]["error"]))
+            raised = detail["ctx"]["error"]
+            within = raised.place if isinstance(raised, Misplaced) else ()
+            return Problem(_value_mark(root, (*loc, *within)), str(raised))
         case "string_pattern_mismatch":
             pattern = detail["ctx"]["pattern"]
             meaning = patterns.MEANINGS.get(pattern, f"text that matches {pattern}")
@@ -173,6 +177,16 @@ def _problem(kind: type[Part], root: Node, detail: ErrorDetails) -> Problem:
             said = detail["msg"][:1].lower() + detail["msg"][1:]
             message = f"{said}, found {_described(detail['input'])}"
             return Problem(_value_mark(root, loc), message)
+
+
+def _is_counted_without_bad_items(detail: ErrorDetails) -> bool:
+    """Return whether pydantic finds a list too short only because it left out the items that it refuses."""
+    found = detail["input"]
+    return (
+        detail["type"] == "too_short"
+        and isinstance(found, (list, tuple, dict))
+        and len(found) >= detail["ctx"]["min_length"]
+    )
 
 
 def _counted(name: str, loc: Path, limit: float) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints, model_validator
 
 from flexinfer.resources import patterns
+from flexinfer.resources.located import Misplaced
 from flexinfer.resources.model import Metadata, Part, Share, SourceText
 from flexinfer.resources.source import SourceUri, is_revision, parse_source
 
@@ -92,9 +93,11 @@ class EntrySpec(Part):
     @model_validator(mode="after")
     def _distinct(self) -> EntrySpec:
         seen: set[str] = set()
-        for variant in self.variants:
+        for index, variant in enumerate(self.variants):
             if variant.name in seen:
-                raise ValueError(f"variant {variant.name!r} is there twice")
+                raise Misplaced(
+                    f"variant {variant.name!r} is there twice", ("variants", index, "name")
+                )
             seen.add(variant.name)
         return self
 

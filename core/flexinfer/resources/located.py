@@ -53,6 +53,14 @@ _AMBIGUOUS = (
 )
 
 
+class Misplaced(ValueError):
+    """What a validator raises of a value further inside: *place* leads from its own to that one."""
+
+    def __init__(self, message: str, place: tuple[str | int, ...]) -> None:
+        super().__init__(message)
+        self.place = place
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Mark:
     """A place in a text; both count from 1."""

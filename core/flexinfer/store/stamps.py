@@ -167,10 +167,13 @@ def hash_file(file: int, *, path: Path) -> Hasher:
     return hasher
 
 
+AGAIN = "`flexinfer build ENTRY/VARIANT` makes it again, and where a Model asks for it the operator does"
+
+
 def mismatch(digest: Digest, hasher: Hasher, *, what: str) -> IntegrityError:
     """Return the error for stored bytes that are not what their name says."""
     return IntegrityError(
         f"{what}: blob {digest} has the digest {hasher.digest} ({hasher.size} bytes); "
-        "it was moved to quarantine: fetch it again",
+        f"it was moved to quarantine; {AGAIN}",
         code="digest_mismatch",
     )

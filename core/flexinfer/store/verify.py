@@ -12,7 +12,7 @@ from flexinfer.errors import IntegrityError, NotFound, ResourceExhausted, Unavai
 from flexinfer.files import make_folders
 from flexinfer.oci import BlobFolder, Digest
 from flexinfer.oci.durable import is_same_file, lock
-from flexinfer.store.stamps import Stamp, Stamps, hash_file, locked_blob, mismatch
+from flexinfer.store.stamps import AGAIN, Stamp, Stamps, hash_file, locked_blob, mismatch
 
 # How often a file may change under the hash before that is called a fault.
 _MAX_TURNS = 5
@@ -118,7 +118,7 @@ class StampedBlobs(BlobFolder):
         """Hash under the blob's lock; who waited for another's hash believes it where he may."""
         path = self.path(digest)
         if not os.path.lexists(path):
-            raise NotFound(f"{what}: blob {digest} is missing; fetch it again", code="blob_missing")
+            raise NotFound(f"{what}: blob {digest} is missing; {AGAIN}", code="blob_missing")
         with locked_blob(digest, path, wait_s=self._wait_s) as file:
             before = os.fstat(file)
             if believe and self.stamps.holds(digest, before):

@@ -9,7 +9,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from flexinfer.errors import FlexInferError, Unavailable
+from flexinfer.errors import FlexInferError, Unavailable, UnknownPlugin
 from flexinfer.files import replace_json
 from flexinfer.log import get_logger
 from flexinfer.resources.entry import CatalogEntry, Variant
@@ -29,8 +29,14 @@ def source_for(context: Context, uri: SourceUri) -> Source:
     """Return the source plug-in of *uri*.
 
     Raises:
-        UnknownPlugin: no source of that scheme is built yet.
+        UnknownPlugin: no source of that scheme can be built here.
     """
+    known = SOURCES.names()
+    if uri.scheme not in known:
+        raise UnknownPlugin(
+            f"source {uri}: {uri.scheme}:// cannot be built here; what can: "
+            + ", ".join(f"{one}://" for one in ("catalog", *known))
+        )
     context.scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
     tools = SourceTools(
         settings=context.settings,

@@ -46,8 +46,18 @@ def test_lint_prints_one_line_for_each_problem_and_exits_with_two(write: Write) 
         f"{slip}:6:3: unknown key 'licence'; did you mean 'license'?",
         f"{slip}:8:3: unknown key 'variant'; did you mean 'variants'?",
         f"{kind}:9:39: no quantizer named 'gugf' (known: none, gguf); did you mean 'gguf'?",
-        "5 problems; usable: 1 entry, 2 variants",
+        "5 problems; usable: 1 entry, 1 variant",
     ]
+
+
+def test_a_variant_that_nothing_makes_is_not_usable(write: Write) -> None:
+    file = write("one.yaml", "one")
+    file.write_text(file.read_text().replace("Q8_0", "Q4_K_M"))
+    result = _run("lint", file)
+    assert result.exit_code == 2
+    assert "no type 'Q4_K_M': gguf makes" in result.stdout
+    assert "did you mean" not in result.stdout
+    assert "1 problem; usable: 1 entry, 1 variant" in result.stdout
 
 
 def test_lint_warns_of_an_entry_that_is_not_used_and_of_one_that_moves(write: Write) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 
 import pytest
@@ -156,14 +157,27 @@ def test_a_check_beyond_the_schema_can_name_a_place(model_text: str) -> None:
     assert document.problem(("spec", "config", "slots"), "x").mark == Mark(8, 40)
 
 
-def test_variants_that_share_a_name_are_refused_at_the_entry() -> None:
+def test_variants_that_share_a_name_are_refused_at_the_second() -> None:
     text = (
         "apiVersion: ai.flexinfer/v1alpha2\nkind: CatalogEntry\nmetadata: {name: m}\nspec:\n"
         "  source: {uri: 'hf://a/b'}\n  license: {expression: MIT}\n  publish: {repository: m}\n"
         "  variants:\n    - {name: a, quantize: {format: gguf}}\n    - {name: a, quantize: {format: gguf}}\n"
     )
-    with pytest.raises(DocumentInvalid, match=r"e\.yaml:5:3: variant 'a' is there twice"):
+    with pytest.raises(DocumentInvalid, match=r"e\.yaml:10:14: variant 'a' is there twice"):
         parse_document(CatalogEntry, text, "e.yaml")
+
+
+def test_a_list_is_not_too_short_because_its_items_are_wrong() -> None:
+    text = (
+        "apiVersion: ai.flexinfer/v1alpha2\nkind: CatalogEntry\nmetadata: {name: m}\nspec:\n"
+        "  source: {uri: 'hf://a/b'}\n  license: {expression: MIT}\n  publish: {repository: m}\n"
+        "  variants: [{name: a, quantise: {format: gguf}}]\n"
+    )
+    with pytest.raises(DocumentInvalid, match="unknown key 'quantise'") as caught:
+        parse_document(CatalogEntry, text, "e.yaml")
+    assert "at least" not in caught.value.message
+    with pytest.raises(DocumentInvalid, match="expected at least 1 variant, found none"):
+        parse_document(CatalogEntry, re.sub(r"variants: .*", "variants: []", text), "e.yaml")
 
 
 @given(st.integers(0, 1200), st.integers(0, 40), st.text(max_size=8))
