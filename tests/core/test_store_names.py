@@ -14,7 +14,9 @@ from flexinfer.oci import Reference
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "0123456789abcdef" * 4
-SPELLED = re.compile(r"""["'](?:build-|src-|sources/|recovered:)[^"']*["']|publish\.repository\}:""")
+SPELLED = re.compile(
+    r"""["'](?:build-|src-|sources/|recovered:)[^"']*["']|publish\.repository\}:"""
+)
 
 
 def test_a_build_is_found_by_the_first_digits_of_its_key() -> None:
