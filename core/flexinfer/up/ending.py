@@ -31,11 +31,13 @@ def failure(name: str, *, code: int, times: int, said: Sequence[str]) -> FlexInf
     *said*: what it wrote since its last start. An error of ours is repeated as it is; of all else the last lines
     are shown.
     """
-    kind = _CLASSES.get(code, ProcessFailed)
+    kind = _CLASSES.get(code)
     own = [match for line in said if (match := _LAST_WORD.fullmatch(line.strip()))]
     if own:
-        return kind(f"{name} ended: {own[-1]['message']}", code=own[-1]["code"])
+        told = f"{name} ended: {own[-1]['message']}"
+        return (kind or ProcessFailed)(told, code=own[-1]["code"])
     shown = [text.strip() for raw in said for text in read_line(name, raw).shown][-_LINES:]
     words = "".join(f"\n  {line}" for line in shown) or " it said nothing"
     count = "once" if times == 1 else f"{times} times"
-    return kind(f"{name} ended {count}, last with {code}:{words}", code="service_failed")
+    text = f"{name} ended {count}, last with {code}:{words}"
+    return kind(text) if kind is not None else ProcessFailed(text, code="service_failed")
