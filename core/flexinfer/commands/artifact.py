@@ -248,6 +248,9 @@ def _row(store: Store, name: str, descriptor: Descriptor) -> dict[str, Any]:
             {"predicateType": said.predicate_type, "digest": one.digest, "result": _result(said)}
             for one, said in store.evidence(descriptor.digest)
         ]
+        absent = [file.path for file in artifact.files if not store.has(file.digest, file.size)]
+        if absent:
+            row["error"] = f"blob_missing: {', '.join(absent[:_MAX_NAMED])} not in the store"
     except FlexInferError as error:
         row["error"] = f"{error.code}: {error.message}"
     return row
@@ -260,10 +263,11 @@ def _result(said: Statement) -> str:
 
 
 def _verdicts(evidence: Sequence[dict[str, Any]]) -> str:
-    return ", ".join(
+    words = [
         f"{one['predicateType'].rstrip('/').split('/')[-2]} {one['result']}".strip()
         for one in evidence
-    )
+    ]
+    return ", ".join(dict.fromkeys(words))
 
 
 def _model(artifact: Artifact) -> dict[str, str]:

@@ -144,6 +144,18 @@ def test_verify_of_what_is_missing_fails_too(
     assert again.code == "blob_missing"
 
 
+def test_what_verify_put_aside_is_no_longer_listed_as_good(
+    run: Run, published: Any, flip: Callable[[Path], None]
+) -> None:
+    artifact = published.store.artifact(published.manifest.digest)
+    weights = max(artifact.files, key=lambda file: file.size)
+    flip(published.store.path(weights.digest))
+    assert run("verify", "smol:q8-0").exit_code != 0
+    (row,) = json.loads(run("ls", "--json").stdout)
+    assert row["error"] == f"blob_missing: {weights.path} not in the store"
+    assert "PASSED" not in run("ls").stdout
+
+
 def test_scrub_counts_and_fails(run: Run, published: Any, flip: Callable[[Path], None]) -> None:
     assert run("scrub").stdout.startswith("7 blobs are right")
     flip(published.store.path(published.weights))
