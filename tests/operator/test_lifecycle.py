@@ -485,9 +485,19 @@ def test_damaged_bytes_are_fetched_again_once_and_never_started(drive: Drive) ->
     drive.cluster.put(make_model(), bound=DAMAGED)
     drive.want(1, ttl_s=100)
     assert [type(one) for one in drive.settle()] == [Build]
-    drive.cluster.built("tiny", failure="still 4096 bytes short")
+    drive.cluster.built("tiny", failure="still 4096 bytes short", is_wrong=True)
     assert drive.after(10_000) == ()
     assert drive.failure().code == "digest_mismatch"
+
+
+def test_damaged_bytes_that_nobody_could_fetch_again_are_asked_for_again(drive: Drive) -> None:
+    drive.cluster.put(make_model(), bound=DAMAGED)
+    drive.want(1, ttl_s=100)
+    assert [type(one) for one in drive.settle()] == [Build]
+    drive.cluster.built("tiny", failure="Prefect's server went away")
+    drive.settle()
+    assert drive.told().failure is None
+    assert [type(one) for one in drive.after(15)] == [Build]
 
 
 def test_a_replica_on_damaged_bytes_is_drained(drive: Drive) -> None:

@@ -9,6 +9,7 @@ import sqlite3
 import sys
 import threading
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,11 @@ def test_what_was_seen_of_a_model_goes_with_its_file_and_not_with_a_mistake(
     (home.models / "tiny.yaml").write_text("kind: Model\n")
     (home.models / "other.yaml").unlink()
     play(nothing)
-    assert kept() == {"tiny": False, "other": False}
+    assert kept() == {"tiny": True}
+    with closing(sqlite3.connect(home.state_db)) as db, db:
+        db.execute("UPDATE models SET model = ''")  # as an operator wrote it that did not keep this
+    play(nothing)
+    assert kept() == {"tiny": False}
     (home.models / "tiny.yaml").unlink()
     play(nothing)
     assert kept() == {}
@@ -622,6 +627,26 @@ def test_what_was_seen_outlives_the_operator(play: Play) -> None:
         assert view is not None and (view.generation, view.created_unix_s) == (3, created)
 
     play(first)
+    play(second)
+
+
+def test_a_refused_edit_leaves_the_old_state_over_a_restart_too(play: Play, home: Home) -> None:
+    async def first(world: LocalWorld) -> None:
+        await world.put("tiny", aliases=["a"])
+        await world.phase("tiny", "Idle")
+
+    async def second(world: LocalWorld) -> None:
+        shown = await world.until(
+            "the fault", lambda p: (v := view_of(p)) is not None and bool(v.edit_fault)
+        )
+        view = view_of(shown)
+        assert view is not None and view.model.spec.aliases == ("a",) and view.generation == 1
+        await wake(world)
+        await world.ready("tiny")
+
+    play(first)
+    (file,) = home.models.glob("*.yaml")
+    file.write_text(file.read_text() + "\n  - {", "utf-8")
     play(second)
 
 

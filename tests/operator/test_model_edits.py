@@ -7,6 +7,7 @@ import pytest
 from flexinfer.engine import ENGINES, EngineArtifact
 from flexinfer.errors import NotFound
 from flexinfer.places import Home
+from flexinfer.resources.model import Model
 from flexinfer_operator.facts import edit_problems
 from flexinfer_operator.local.models import ModelFiles
 
@@ -144,3 +145,24 @@ def test_the_file_that_was_there_first_keeps_the_name(home: Home) -> None:
     assert "a.yaml: Model 'a' is defined in" in one.fault
     files.written()
     assert said == [one.fault]
+
+
+def test_a_file_that_is_refused_at_the_start_holds_what_an_earlier_operator_knew(
+    home: Home,
+) -> None:
+    (good,) = looked_at(home, TEXT).written().values()
+    (home.models / "a.yaml").write_text(TEXT.replace("spec:", "spec: {"), "utf-8")
+    asked: list[str] = []
+
+    def recall(name: str) -> Model | None:
+        asked.append(name)
+        return good.model if name == "a.yaml" else None
+
+    files = ModelFiles(home.models, recall=recall)
+    files.scan()
+    files.scan()
+    one = files.written()["a"]
+    assert one.model == good.model
+    assert "a.yaml:6:" in one.fault
+    assert asked == ["a.yaml"]
+    assert files.is_whole

@@ -70,9 +70,14 @@ class Builder:
         if source not in self._tasks:
             self._states.pop(source, None)
 
-    def failed(self, source: str, message: str, *, is_final: bool = False) -> None:
-        """Count a build that failed, or ended well and left the artifact incomplete all the same."""
-        failure = BuildFailure(at_s=self._clock.now_s(), message=message, is_final=is_final)
+    def failed(self, source: str, message: str, *, exit_code: int = 0) -> None:
+        """Count a build that failed, or (0) ended well and left the artifact incomplete all the same."""
+        failure = BuildFailure(
+            at_s=self._clock.now_s(),
+            message=message,
+            is_final=exit_code in _FINAL_EXITS,
+            is_wrong=exit_code in (0, IntegrityError.exit_code),
+        )
         failures = (*self.state(source).failures, failure)
         self._states[source] = Builds(
             is_running=source in self._tasks, failures=failures[-MAX_FAILURES:]
@@ -86,11 +91,11 @@ class Builder:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self, source: str, why: str) -> None:
-        failure, is_final = "", False
+        failure, exit_code = "", 1
         try:
             async with self._turn:
                 log.info("build_started", source=source, why=why, human=f"building {source}")
-                failure, is_final = await self._built(source)
+                failure, exit_code = await self._built(source)
         except FlexInferError as error:
             failure = error.message
         except asyncio.CancelledError:
@@ -102,7 +107,7 @@ class Builder:
             del self._tasks[source]
             self._states[source] = replace(self.state(source), is_running=False)
         if failure:
-            self.failed(source, failure, is_final=is_final)
+            self.failed(source, failure, exit_code=exit_code)
             log.warning(
                 "build_failed", source=source, error=failure, human=f"build of {source}: {failure}"
             )
@@ -110,8 +115,8 @@ class Builder:
             log.info("build_finished", source=source, human=f"built {source}")
         self._on_end(source, not failure)
 
-    async def _built(self, source: str) -> tuple[str, bool]:
-        """Return why the build failed (empty: it did not) and whether it would fail again."""
+    async def _built(self, source: str) -> tuple[str, int]:
+        """Return why the build failed (empty: it did not) and its exit code."""
         log_path = self._home.log("operator-build")
         child: Child = await start(
             ProcessSpec(
@@ -130,9 +135,6 @@ class Builder:
             await child.stop()
             raise
         if code == 0:
-            return "", False
+            return "", code
         last = next((line for line in reversed(child.tail(20)) if line.strip()), "no output")
-        return (
-            f"exit code {code}: {last.strip()[:500]} (all of it: {log_path})",
-            code in _FINAL_EXITS,
-        )
+        return f"exit code {code}: {last.strip()[:500]} (all of it: {log_path})", code

@@ -86,14 +86,15 @@ class LocalCluster:
             drain_timeout_s=self._section.drain_timeout_s,
         )
         self._store = Store(home.store)
+        self._desk = Desk(home.state_db, clock)
         binder = Binder(home, settings.catalog, store=self._store, engines=engines)
         files = ModelFiles(
             home.models,
             on_fault=announce_refusal,
             check=lambda document: edit_problems(engines, document, binder.offered),
+            recall=self._desk.last_good,
         )
         self._sight = Sight(files=files, binder=binder)
-        self._desk = Desk(home.state_db, clock)
         self._shelf = Shelf(clock)
         self._publication = Publication(first_generation=int(clock.unix_s() * 1000))
         self._routers = RouterServer(home.operator_socket, self, self._newest)

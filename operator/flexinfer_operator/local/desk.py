@@ -19,7 +19,7 @@ from typing import TypeVar, TypeVarTuple
 from flexinfer.clock import Clock
 from flexinfer.errors import ResourceExhausted
 from flexinfer.log import get_logger
-from flexinfer.resources.model import Condition
+from flexinfer.resources.model import Condition, Model
 from flexinfer_operator.local.ledger import ColdStartRecord, KnownModel, Ledger, machine_name
 from flexinfer_operator.plan.status import instant
 from flexinfer_operator.plan.view import ColdStarts
@@ -83,6 +83,11 @@ class Desk:
 
     def known(self, name: str) -> KnownModel | None:
         return self._models.get(name)
+
+    def last_good(self, file: str) -> Model | None:
+        """Return the Model that the file of this name held when it was last good. For any thread."""
+        found = [known.model for known in list(self._models.values()) if known.file == file]
+        return found[0] if len(found) == 1 else None
 
     def estimate(self, digest: str) -> ColdStarts | None:
         """Return what starts of *digest* took here; None: there was none."""

@@ -14,15 +14,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from flexinfer.errors import ResourceExhausted
 from flexinfer.log import get_logger
-from flexinfer.resources.model import ModelStatus
+from flexinfer.resources.model import Model, ModelStatus
 from flexinfer_operator.plan.view import ColdStarts
 
 log = get_logger(__name__)
+
+P = TypeVar("P", bound=BaseModel)
 
 VERSION = 1
 PHASES = ("fetch", "verify", "start", "load", "first_token")
@@ -33,13 +36,15 @@ MAX_USED = 20
 MAX_ASIDE = 20
 # Another program may hold it for a moment. Who writes tries again anyway.
 _BUSY_S = 1.0
-# Databases of before it are given it. Whoever knows no files writes and reads them as well, so it is no new version.
-_ADD_FILE = "ALTER TABLE models ADD COLUMN file TEXT NOT NULL DEFAULT ''"
+# Databases of before them are given them. Whoever does not know them writes and reads all the rest, so it is no new
+# version.
+_ADDED = ("file", "model")
+_ADD = "ALTER TABLE models ADD COLUMN {} TEXT NOT NULL DEFAULT ''"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS models (
     name TEXT PRIMARY KEY, spec_hash TEXT NOT NULL, generation INTEGER NOT NULL,
     created_unix_s INTEGER NOT NULL, starts INTEGER NOT NULL DEFAULT 0, status TEXT NOT NULL DEFAULT '',
-    file TEXT NOT NULL DEFAULT ''
+    file TEXT NOT NULL DEFAULT '', model TEXT NOT NULL DEFAULT ''
 ) STRICT;
 CREATE TABLE IF NOT EXISTS cold_starts (
     id INTEGER PRIMARY KEY, digest TEXT NOT NULL, machine TEXT NOT NULL, at_unix_s REAL NOT NULL,
@@ -61,6 +66,8 @@ class KnownModel:
     status: ModelStatus | None = None
     file: str = ""
     """The name of the file in `models/` that defines it; empty: it was remembered before that was kept."""
+    model: Model | None = None
+    """Its last good state: it holds while the file is refused. None: remembered before that was kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,8 +164,8 @@ class Ledger:
             if found != "ok":
                 raise _Unknown(found)
             db.executescript(_SCHEMA)
-            if not _has_files(db):
-                db.execute(_ADD_FILE)
+            for column in set(_ADDED) - _columns(db):
+                db.execute(_ADD.format(column))
             db.execute(f"PRAGMA user_version={VERSION}")
             db.commit()
         except BaseException:
@@ -188,11 +195,12 @@ class Ledger:
         with self._told(), self._db:
             self._db.executemany("DELETE FROM models WHERE name = ?", gone)
             self._db.executemany(
-                "INSERT INTO models (name, spec_hash, generation, created_unix_s, starts, status, file)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET"
+                "INSERT INTO models"
+                " (name, spec_hash, generation, created_unix_s, starts, status, file, model)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET"
                 " spec_hash=excluded.spec_hash, generation=excluded.generation,"
                 " created_unix_s=excluded.created_unix_s, starts=excluded.starts,"
-                " status=excluded.status, file=excluded.file",
+                " status=excluded.status, file=excluded.file, model=excluded.model",
                 rows,
             )
 
@@ -291,34 +299,40 @@ def _row(name: str, known: KnownModel) -> tuple[object, ...]:
         known.starts,
         status,
         known.file,
+        "" if known.model is None else known.model.model_dump_json(by_alias=True),
     )
 
 
 def _models(db: sqlite3.Connection) -> dict[str, KnownModel]:
     found = {}
-    file_column = "file" if _has_files(db) else "''"
+    there = _columns(db)
+    added = ", ".join(column if column in there else "''" for column in _ADDED)
     rows = db.execute(
-        f"SELECT name, spec_hash, generation, created_unix_s, starts, status, {file_column}"
-        " FROM models"
+        f"SELECT name, spec_hash, generation, created_unix_s, starts, status, {added} FROM models"
     )
-    for name, spec_hash, generation, created, starts, status, file in rows:
-        try:
-            parsed = ModelStatus.model_validate_json(status) if status else None
-        except ValidationError:  # of another version of this program: it is observed anew
-            parsed = None
+    for name, spec_hash, generation, created, starts, status, file, model in rows:
         found[str(name)] = KnownModel(
             spec_hash=spec_hash,
             generation=generation,
             created_unix_s=created,
             starts=starts,
-            status=parsed,
+            status=_parsed(ModelStatus, status),
             file=file,
+            model=_parsed(Model, model),
         )
     return found
 
 
-def _has_files(db: sqlite3.Connection) -> bool:
-    return any(column[1] == "file" for column in db.execute("PRAGMA table_info(models)"))
+def _parsed(kind: type[P], text: str) -> P | None:
+    """Return what was written; None: nothing, or by another version of this program, so it is observed anew."""
+    try:
+        return kind.model_validate_json(text) if text else None
+    except ValidationError:
+        return None
+
+
+def _columns(db: sqlite3.Connection) -> set[str]:
+    return {str(column[1]) for column in db.execute("PRAGMA table_info(models)")}
 
 
 def _starts(

@@ -29,6 +29,10 @@ Check = Callable[[Document[Model]], Sequence[Problem]]
 """What is wrong with a Model beyond its schema, with places."""
 
 
+Recall = Callable[[str], Model | None]
+"""The name of a file → the last good state that an earlier operator knew of it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WrittenModel:
     """One Model as its file has it. `fault`: why the newest edit of the file is refused; empty: it is not."""
@@ -58,9 +62,11 @@ class ModelFiles:
         *,
         on_fault: Callable[[str], None] | None = None,
         check: Check | None = None,
+        recall: Recall | None = None,
     ) -> None:
         self._folder = folder
         self._check = check
+        self._recall = recall
         self._on_fault = on_fault
         self._files: dict[Path, _File] = {}
         self._owners: dict[str, Path] = {}
@@ -119,9 +125,12 @@ class ModelFiles:
 
     def _read(self, file: Path, signature: Signature, before: _File | None) -> _File:
         model = None if before is None else before.model
+        if before is None and self._recall is not None:
+            model = self._recall(file.name)
         try:
             document = _parse(file)
-            if model is not None and self._check is not None:
+            is_edit = model is not None and document.value != model
+            if is_edit and self._check is not None:
                 if problems := self._check(document):
                     raise DocumentInvalid(str(file), problems)
             return _File(signature=signature, model=document.value)

@@ -77,6 +77,7 @@ class Known:
             starts=self.starts,
             status=self.status,
             file=self.file,
+            model=self.model,
         )
 
 

@@ -110,15 +110,15 @@ def _cached(
         check = Check(status="Unknown", reason="StoreUnreadable", message=bound.unreadable.message)
         return check, bound.unreadable, False, None
     what = bound.damage or f"nothing is published as {bound.reference}"
-    tries = 1 if bound.damage else policy.build_tries
     failures = view.builds.failures
+    is_spent = bool(bound.damage) and any(one.is_wrong for one in failures)
     last = f"; the last build failed: {failures[-1].message}" if failures else ""
     if view.builds.is_running:
         check = Check(
             status="False", reason="CacheNotReady", message=f"{what}: it is being built{last}"
         )
         return check, None, False, None
-    if len(failures) >= tries:
+    if is_spent or len(failures) >= policy.build_tries:
         code = "digest_mismatch" if bound.damage else "build_failed"
         failure = Failure(code=code, message=f"{what}{last}")
         check = Check(status="False", reason="BuildFailed", message=failure.message)

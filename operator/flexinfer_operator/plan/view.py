@@ -166,6 +166,8 @@ class BuildFailure:
     message: str
     is_final: bool = False
     """The same build fails again until its source or its wish is another: nobody is held meanwhile."""
+    is_wrong: bool = False
+    """The bytes were fetched or made again, and are not what they must be: for damaged ones that was the one try."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

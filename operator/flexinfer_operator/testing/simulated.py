@@ -185,11 +185,15 @@ class SimulatedCluster:
         self._forget_if_empty(one.model)
         self._revisions.touch(one.model)
 
-    def built(self, name: str, *, failure: str = "", is_final: bool = False) -> None:
+    def built(
+        self, name: str, *, failure: str = "", is_final: bool = False, is_wrong: bool = False
+    ) -> None:
         """End a build, well or with *failure*."""
         view = self._models[name]
         if failure:
-            failed = BuildFailure(at_s=self._clock.now_s(), message=failure, is_final=is_final)
+            failed = BuildFailure(
+                at_s=self._clock.now_s(), message=failure, is_final=is_final, is_wrong=is_wrong
+            )
             self._build(name, Builds(failures=(*view.builds.failures, failed)))
         else:
             self._models[name] = replace(view, bound=CACHED, builds=Builds())
