@@ -213,7 +213,7 @@ class BlobFolder:
         place = self.quarantine / f"{hex_of(expected)}.{hex_of(found)}"
         try:
             os.rename(path, place)
-            os.utime(place)
+            os.utime(place, follow_symlinks=False)
             sync_folder(path.parent)
         except OSError as error:
             raise disk_error(error, path=place) from error

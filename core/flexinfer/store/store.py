@@ -13,7 +13,7 @@ from flexinfer.artifact import Artifact, Packed, Statement, attestation, parse_a
 from flexinfer.artifact.attestation import MAX_STATEMENT_BYTES
 from flexinfer.artifact.mediatypes import MEDIA_IN_TOTO, filepath_names
 from flexinfer.artifact.model import MAX_CONFIG_BYTES
-from flexinfer.errors import FlexInferError, IntegrityError, NotFound
+from flexinfer.errors import FlexInferError, IntegrityError, NotFound, ResourceExhausted
 from flexinfer.oci import (
     BlobWriter,
     Descriptor,
@@ -238,7 +238,8 @@ class Store:
                     checked.append(
                         self.ensure_verified(blob, force=force, what=f"artifact {root}: {path}")
                     )
-                except (IntegrityError, NotFound) as error:
+                except (IntegrityError, NotFound, ResourceExhausted) as error:
+                    # A sector that cannot be read says nothing of the blobs behind it.
                     failures.append(_failure(root, path, blob, error))
         return VerifyReport(artifact=digest, checked=tuple(checked), failures=tuple(failures))
 
@@ -275,7 +276,7 @@ class Store:
                     digest, force=True, what=f"artifact {artifact}: {path}" if artifact else path
                 ).hashed_bytes
                 checked += 1
-            except IntegrityError as error:
+            except (IntegrityError, ResourceExhausted) as error:
                 failures.append(_failure(artifact, path, digest, error))
             except NotFound:
                 continue  # somebody took it away meanwhile

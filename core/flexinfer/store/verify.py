@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flexinfer.errors import IntegrityError, NotFound, ResourceExhausted, Unavailable
 from flexinfer.files import make_folders
-from flexinfer.oci import BlobFolder, Digest
+from flexinfer.oci import BlobFolder, Digest, Hasher
 from flexinfer.oci.durable import is_same_file, lock
 from flexinfer.store.stamps import AGAIN, Stamp, Stamps, hash_file, locked_blob, mismatch
 
@@ -119,6 +119,12 @@ class StampedBlobs(BlobFolder):
         path = self.path(digest)
         if not os.path.lexists(path):
             raise NotFound(f"{what}: blob {digest} is missing; {AGAIN}", code="blob_missing")
+        if not path.is_file() or path.is_symlink():
+            self._put_aside(digest, path)
+            raise IntegrityError(
+                f"{what}: blob {digest}: {path} was a link or a folder, not a file; {AGAIN}",
+                code="digest_mismatch",
+            )
         with locked_blob(digest, path, wait_s=self._wait_s) as file:
             before = os.fstat(file)
             if believe and self.stamps.holds(digest, before):
@@ -136,6 +142,13 @@ class StampedBlobs(BlobFolder):
         raise IntegrityError(
             f"{what}: blob {digest}: somebody keeps writing to {path}", code="digest_mismatch"
         )
+
+    def _put_aside(self, digest: Digest, path: Path) -> None:
+        """Put what is no file into quarantine; nothing of it is read."""
+        with lock(self.guard, wait_s=self._wait_s):
+            self.stamps.drop(digest)
+            if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
+                self.isolate(path, expected=digest, found=Hasher().digest)
 
     def _quarantine(self, digest: Digest, file: int, found: Digest) -> None:
         """Take the name from the file that was hashed, and let others drop their links to it."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -216,3 +217,42 @@ def _wait_for_another_tick(probe: Path, ctime_ns: int) -> None:
             probe.unlink()
             return
     raise AssertionError("the file system's clock stands still")
+
+
+def test_a_link_in_the_place_of_a_blob_is_put_aside_and_the_bytes_can_come_again(
+    published: Any, tmp_path: Path
+) -> None:
+    store, weights = published.store, published.weights
+    blob = store.path(weights)
+    moved = tmp_path / "elsewhere.gguf"
+    data = blob.read_bytes()
+    blob.rename(moved)
+    blob.symlink_to(moved)
+    report = store.verify_artifact(published.manifest.digest, force=True)
+    (failure,) = report.failures
+    assert (failure.digest, failure.code) == (weights, "digest_mismatch")
+    assert len(report.checked) > 2
+    assert not os.path.lexists(blob)
+    assert moved.read_bytes() == data
+    assert store.put_bytes(data) == weights
+    assert store.verify_artifact(published.manifest.digest, force=True).failures == ()
+
+
+def test_one_blob_that_the_disk_cannot_read_does_not_hide_the_others(
+    published: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, weights = published.store, published.weights
+    real = os.open
+
+    def refuse(path: Any, flags: int, *more: Any, **named: Any) -> int:
+        if str(path) == str(store.path(weights)):
+            raise OSError(errno.EIO, "Input/output error")
+        return real(path, flags, *more, **named)
+
+    monkeypatch.setattr(os, "open", refuse)
+    for failures in (
+        store.verify_artifact(published.manifest.digest, force=True).failures,
+        store.scrub().failures,
+    ):
+        assert [(one.digest, one.code) for one in failures] == [(weights, "disk_error")]
+    assert os.path.lexists(store.path(weights))
