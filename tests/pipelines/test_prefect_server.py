@@ -12,11 +12,13 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from flexinfer.errors import ResourceExhausted, Unavailable
 from flexinfer.places import Home
 from flexinfer_pipelines import prefect_server
+from flexinfer_pipelines.flows.local import is_lost
 from flexinfer_pipelines.prefect_server import choose_port, find, read_record, write_record
 
 
@@ -111,3 +113,11 @@ def test_the_spec_runs_us_with_the_home_it_is_for(home: Home) -> None:
     assert spec.environment["FLEXINFER_PREFECT__PORT"] == "4300"
     assert spec.lifeline
     assert Path(spec.cwd) == home.root
+
+
+def test_a_server_that_goes_away_in_a_build_is_known_by_what_its_client_raises() -> None:
+    """Both were seen when the server of a running build was killed, with Prefect 3.8.8."""
+    assert is_lost(httpx.ConnectError("All connection attempts failed"))
+    assert is_lost(RuntimeError("Failed to reach API at http://127.0.0.1:4200/api/"))
+    assert not is_lost(RuntimeError("something of our own"))
+    assert not is_lost(Unavailable("a step's", code="fetch_failed"))

@@ -7,7 +7,10 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 
+import httpx
+
 from flexinfer.clock import SystemClock
+from flexinfer.errors import Unavailable
 from flexinfer.log import get_logger
 from flexinfer.places import Home
 from flexinfer.programs import BUILD, forget_unread
@@ -33,7 +36,8 @@ async def run(
     """Run the flow for *target* and return the artifact's digest.
 
     Raises:
-        FlexInferError: what a step raises. Unavailable, ProcessFailed: no Prefect API.
+        FlexInferError: what a step raises. Unavailable, ProcessFailed: no Prefect API. Unavailable, code
+            `prefect_lost`: it was there, and does not answer any more.
     """
     with recorded(target, home, progress) as told:
         return await _run(target, rebuild, home, settings, environ, told)
@@ -57,8 +61,23 @@ async def _run(
         try:
             found: str = await build_flow(target, rebuild)
             return found
+        except Exception as error:
+            if is_lost(error):
+                raise Unavailable(
+                    f"Prefect's server at {api.url} went away during the build of {target}; what is done is kept: "
+                    "run the same command again",
+                    code="prefect_lost",
+                ) from error
+            raise
         finally:
             await _tell_the_rest()
+
+
+def is_lost(error: BaseException) -> bool:
+    """Return whether *error* is how Prefect's client says that its server does not answer any more."""
+    if isinstance(error, httpx.TransportError):
+        return True
+    return isinstance(error, RuntimeError) and "reach API" in str(error)
 
 
 async def serve(home: Home, settings: Settings, environ: Mapping[str, str]) -> None:
