@@ -48,7 +48,7 @@ def looked_at(home: Home, *texts: str, said: list[str] | None = None) -> ModelFi
     files = ModelFiles(
         home.models,
         check=lambda found: edit_problems(ENGINES.get, found, offered),
-        on_fault=None if said is None else said.append,
+        on_fault=lambda fault, _: None if said is None else said.append(fault),
     )
     for count, text in enumerate(texts):
         (home.models / "a.yaml").write_text(text + "\n" * count, "utf-8")
@@ -133,8 +133,8 @@ def test_a_refused_edit_is_taken_once_it_means_something(home: Home) -> None:
 
 
 def test_the_file_that_was_there_first_keeps_the_name(home: Home) -> None:
-    said: list[str] = []
-    files = ModelFiles(home.models, on_fault=said.append)
+    said: list[tuple[str, bool]] = []
+    files = ModelFiles(home.models, on_fault=lambda *told: said.append(told))
     (home.models / "b.yaml").write_text(TEXT, "utf-8")
     files.scan()
     files.written()
@@ -144,7 +144,16 @@ def test_the_file_that_was_there_first_keeps_the_name(home: Home) -> None:
     assert one.file.name == "b.yaml"
     assert "a.yaml: Model 'a' is defined in" in one.fault
     files.written()
-    assert said == [one.fault]
+    assert said == [(one.fault, True)]
+
+
+def test_a_new_file_that_is_refused_has_no_old_state(home: Home) -> None:
+    said: list[tuple[str, bool]] = []
+    files = ModelFiles(home.models, on_fault=lambda *told: said.append(told))
+    (home.models / "a.yaml").write_text("kind: Model\n", "utf-8")
+    files.scan()
+    files.scan()
+    assert [has_old_state for _, has_old_state in said] == [False]
 
 
 def test_a_file_that_is_refused_at_the_start_holds_what_an_earlier_operator_knew(

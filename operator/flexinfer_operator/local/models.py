@@ -54,13 +54,14 @@ class _File:
 
 
 class ModelFiles:
-    """The folder *folder*, looked at by `scan`. Not for two threads at once. *on_fault* hears each refusal once."""
+    """The folder *folder*, looked at by `scan`. Not for two threads at once. *on_fault* hears each
+    refusal once, and whether there is an old state that holds."""
 
     def __init__(
         self,
         folder: Path,
         *,
-        on_fault: Callable[[str], None] | None = None,
+        on_fault: Callable[[str, bool], None] | None = None,
         check: Check | None = None,
         recall: Recall | None = None,
     ) -> None:
@@ -92,7 +93,7 @@ class ModelFiles:
                         continue
                 if before.doubt:
                     self._files[file] = replace(before, fault=before.doubt, doubt="")
-                    self._say(before.doubt)
+                    self._say(before.doubt, before.model is not None)
                     changed = True
                 continue
             now = self._read(file, signature, before)
@@ -115,13 +116,13 @@ class ModelFiles:
                 changed = True
             elif not now.is_unread and now.doubt != before.fault:
                 self._files[file] = replace(before, fault=now.doubt)
-                self._say(now.doubt)
+                self._say(now.doubt, now.model is not None)
                 changed = True
         return changed
 
-    def _say(self, fault: str) -> None:
+    def _say(self, fault: str, has_old_state: bool) -> None:
         if self._on_fault is not None:
-            self._on_fault(fault)
+            self._on_fault(fault, has_old_state)
 
     def _read(self, file: Path, signature: Signature, before: _File | None) -> _File:
         model = None if before is None else before.model
@@ -159,7 +160,7 @@ class ModelFiles:
             if file != self._owners[name]
         }
         for file in doubles.keys() - self._doubles.keys():
-            self._say(doubles[file])
+            self._say(doubles[file], True)
         self._doubles = doubles
         return {
             name: self._written(file, [one for one in found[name] if one in doubles])

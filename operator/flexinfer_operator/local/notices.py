@@ -49,9 +49,10 @@ def _sentence(name: str, before: ModelStatus | None, after: ModelStatus) -> str:
             return f"{name}: waiting: {after.message}"
 
 
-def announce_refusal(fault: str) -> None:
-    """Log that an edit of a Model's file is refused; *fault* names file, line and column."""
-    log.warning("model_edit_refused", error=fault, human=f"refused, the old state stays: {fault}")
+def announce_refusal(fault: str, has_old_state: bool) -> None:
+    """Log that a Model's file is refused; *fault* names file, line and column."""
+    words = "refused, the old state stays" if has_old_state else "refused"
+    log.warning("model_edit_refused", error=fault, human=f"{words}: {fault}")
 
 
 def announce_failure(replica: str, model: str, crash: Crash) -> None:
