@@ -55,7 +55,13 @@ class FileOutput:
             self._timer = None
 
     def _look(self, loop: asyncio.AbstractEventLoop, elapsed_s: float) -> None:
-        size = logfile.keep_small(self._path, max_bytes=self._max_bytes)
+        try:
+            size = logfile.keep_small(self._path, max_bytes=self._max_bytes)
+        except (
+            OSError
+        ):  # a disk that is full or read-only now: the log is bounded again once it is not
+            self._timer = loop.call_later(_LONGEST_LOOK_S, self._look, loop, _LONGEST_LOOK_S)
+            return
         grown = max(0, size - self._size)
         self._size = size
         delay_s = next_look_s(self._max_bytes - size, grown=grown, elapsed_s=elapsed_s)

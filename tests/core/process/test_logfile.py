@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexinfer.process import LogReader, logfile
-from flexinfer.process.output import next_look_s
+from flexinfer.process.output import FileOutput, next_look_s
 
 
 @pytest.fixture
@@ -127,3 +128,18 @@ def test_reading_from_near_the_end_gives_whole_lines_and_goes_on(
     with path.open("a") as log:
         log.write("more\n")
     assert reader.read() == ("more",)
+
+
+def test_a_log_that_could_not_be_looked_at_is_bounded_again_later(log: Path) -> None:
+    async def scene() -> None:
+        log.mkdir()  # as good as a disk that refuses: root may write through modes
+        output = FileOutput(log, max_bytes=1000)
+        output.keep_small(asyncio.get_running_loop())
+        log.rmdir()
+        log.write_bytes(b"x" * 5000)
+        async with asyncio.timeout(20):
+            while log.stat().st_size > 1000:
+                await asyncio.sleep(0.02)
+        output.close()
+
+    asyncio.run(scene())
