@@ -8,7 +8,7 @@ import signal
 import stat
 import urllib.error
 import urllib.request
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +22,6 @@ from flexinfer_operator.plan.view import ReplicaView, Snapshot
 from flexinfer_operator.testing.world import LocalWorld, replicas_of
 
 Play = Callable[..., None]
-
-
-@pytest.fixture
-def play(home: Home) -> Play:
-    """Run a scene with the loop on this machine."""
-
-    def run(scene: Callable[[LocalWorld], Awaitable[None]], **options: Any) -> None:
-        async def whole() -> None:
-            async with LocalWorld(home, loop=True, **options) as world:
-                await scene(world)
-
-        asyncio.run(whole())
-
-    return run
 
 
 def lease(world: LocalWorld, waiting: int = 0, **fields: Any) -> DemandLease:

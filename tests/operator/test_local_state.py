@@ -8,10 +8,9 @@ import os
 import sqlite3
 import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -43,20 +42,6 @@ from flexinfer_operator.testing.world import (
 )
 
 Play = Callable[..., None]
-
-
-@pytest.fixture
-def play(home: Home) -> Play:
-    """Run a scene with the loop on this machine."""
-
-    def run(scene: Callable[[LocalWorld], Awaitable[None]], **options: Any) -> None:
-        async def whole() -> None:
-            async with LocalWorld(home, loop=True, **options) as world:
-                await scene(world)
-
-        asyncio.run(whole())
-
-    return run
 
 
 def view_of(picture: Snapshot, name: str = "tiny") -> ModelView | None:

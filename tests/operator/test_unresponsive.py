@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from flexinfer.fleet import DemandLease
-from flexinfer.places import Home
 from flexinfer.process import Record, is_alive
 from flexinfer_operator.local.hearing import Hearing, Pace
 from flexinfer_operator.plan import health
@@ -189,18 +188,6 @@ def test_a_gap_between_two_looks_of_ours_forgets_what_was_counted() -> None:
 
 
 Play = Callable[..., None]
-
-
-@pytest.fixture
-def play(home: Home) -> Play:
-    def run(scene: Callable[[LocalWorld], Awaitable[None]], **options: Any) -> None:
-        async def whole() -> None:
-            async with LocalWorld(home, loop=True, **options) as world:
-                await scene(world)
-
-        asyncio.run(whole())
-
-    return run
 
 
 async def woken(world: LocalWorld, **spec: Any) -> tuple[ReplicaView, Record]:

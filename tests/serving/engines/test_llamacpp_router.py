@@ -18,23 +18,14 @@ import httpx
 import openai
 import pytest
 
-from flexinfer.engine import EngineArtifact, Resources
+from flexinfer.engine import Resources
 from flexinfer.fleet import FleetReplica
 from flexinfer.launching import RunningEngine, probe, start_engine
 from flexinfer.testing.fleet import ScriptedFleet, model
+from flexinfer.testing.starter import ARTIFACT
 from flexinfer_serving.engines.llamacpp import LlamaCpp
 from flexinfer_serving.testing import Running, raw_chat, running
 
-ARTIFACT = EngineArtifact(
-    digest="sha256:" + "a" * 64,
-    format="gguf",
-    quantization="Q4_1",
-    architecture="llama",
-    files=("model.gguf",),
-    size_bytes=98_362_432,
-    context_length=8192,
-    has_chat_template=True,
-)
 CONFIG = {"contextTokens": 2048, "slots": 2, "cacheRamMiB": 16}
 READY_WITHIN_S = 120.0
 MESSAGES: Any = [{"role": "user", "content": "Name one colour."}]
