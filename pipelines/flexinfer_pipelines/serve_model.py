@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import yaml
 
 from flexinfer.catalog.binding import slug
-from flexinfer.errors import Conflict, Unavailable
+from flexinfer.errors import Conflict
 from flexinfer.files import replace_file
 from flexinfer.places import Home
 from flexinfer.process import ProcessSpec, holder, start
 from flexinfer.programs import BUILD, DRAWS, environment_for
 from flexinfer.settings import Settings
 from flexinfer.up.example import curl
+from flexinfer.up.router import LISTED_WITHIN_S, until_listed
 from flexinfer_pipelines.target import find_target, parse_target
 
-LISTED_WITHIN_S = 60.0
-_LOOK_EVERY_S = 0.2
 _MAX_FILE = 1024 * 1024
 _MAX_FILES = 10_000
 
@@ -118,30 +116,10 @@ def show_or_become_up(
     if running is None:
         os.execv(sys.executable, [sys.executable, "-P", "-m", "flexinfer", "up"])
     url = str(running.get("address") or settings.serve.base_url)
-    _until_listed(model.name, url, settings, wait_s)
+    headers = settings.serve.authorization
+    asyncio.run(until_listed(model.name, url, headers, wait_s=wait_s))
     ask = curl(url, model.name, "Hello!", is_key_wanted=bool(settings.serve.api_keys))
     print(f"ready {url}\n\n  {ask}", flush=True)
-
-
-def _until_listed(name: str, url: str, settings: Settings, wait_s: float) -> None:
-    headers = settings.serve.authorization
-    until = time.monotonic() + wait_s
-    seen: list[str] = []
-    with httpx.Client(trust_env=False, timeout=5.0, headers=headers) as client:
-        while time.monotonic() < until:
-            try:
-                answer = client.get(f"{url}/models").json()
-                seen = [str(one["id"]) for one in answer["data"]]
-            except (httpx.HTTPError, ValueError, KeyError, TypeError):
-                seen = []
-            if name in seen:
-                return
-            time.sleep(_LOOK_EVERY_S)
-    raise Unavailable(
-        f"{url}/models does not list {name!r} after {wait_s:g} s (it lists: {', '.join(seen) or 'none'}); "
-        "see `flexinfer logs operator`",
-        code="model_not_listed",
-    )
 
 
 def _wish(source: str, name: str, home: Home, settings: Settings) -> _Wish:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 
-from flexinfer.errors import FlexInferError, InvalidInput, ProcessFailed, Unavailable
+from flexinfer.errors import FlexInferError, InvalidInput, ProcessFailed
 from flexinfer.places import Home
 from flexinfer.process import (
     Child,
@@ -27,14 +27,13 @@ from flexinfer.process import (
 from flexinfer.programs import BUILD, DRAWS, environment_for
 from flexinfer.settings import Settings, exposed_keys, setting_files
 from flexinfer.toolenv import ToolEnvironment
-from flexinfer.up import starter
+from flexinfer.up import router, starter
 from flexinfer.up.ending import failure
 from flexinfer.up.example import KEY_VARIABLE, curl
 from flexinfer.up.services import Service, command, restart_delay_s, services
 from flexinfer.up.terminal import Follower, Terminal, installing, last_lines, own_name
 
 TOOLS = ("llamacpp", "gguf")
-ROUTER_START_S = 60.0
 _POLL_S = 0.1
 _QUESTION = "What is the capital of France? Answer briefly."
 
@@ -94,8 +93,7 @@ class Session:
         watchers = [asyncio.create_task(self._watch(r)) for r in self._running.values()]
         watchers.append(asyncio.create_task(self._follow()))
         try:
-            await self._first_build()
-            await self._router_ready()
+            await router.until_served(self.settings.serve, await self._first_build())
             self.note("")
             self._say_ready(await self._a_model())
             await self._say_prefect()
@@ -231,9 +229,10 @@ class Session:
 
     # -- the first model, and `ready`
 
-    async def _first_build(self) -> None:
+    async def _first_build(self) -> str:
+        """Build the starter and write its Model, where it is wanted; return the Model, empty: it was not."""
         if not starter.is_wanted(self.home):
-            return
+            return ""
         self.note(f"building {starter.TARGET}")
         self._quiet = True  # the build draws on the terminal
         service = Service(
@@ -264,39 +263,14 @@ class Session:
                 code="starter_failed",
             )
         starter.write(self.home)
-
-    async def _router_ready(self) -> None:
-        deadline = time.monotonic() + ROUTER_START_S
-        url = self.settings.serve.admin_address
-        async with _client() as client:
-            while True:
-                # Asked once more behind the deadline: Ctrl-Z stops us and not the clock.
-                is_late = time.monotonic() >= deadline
-                with suppress(httpx.HTTPError):
-                    if (await client.get(f"{url}/readyz")).status_code == 200:
-                        return
-                if is_late:
-                    break
-                await asyncio.sleep(_POLL_S)
-        raise Unavailable(
-            f"the router did not become ready at {url}/readyz within {ROUTER_START_S:.0f} s; "
-            "see `flexinfer logs serve`",
-            code="router_not_ready",
-        )
+        return starter.MODEL
 
     async def _a_model(self) -> str:
         """Return a Model that can be tried: the starter, or the newest that the router lists without it."""
-        serve = self.settings.serve
-        async with _client() as client:
-            with suppress(httpx.HTTPError, ValueError, KeyError, TypeError):
-                answer = await client.get(f"{serve.base_url}/models", headers=serve.authorization)
-                listed = answer.json()["data"]
-                if any(model["id"] == starter.MODEL for model in listed):
-                    return starter.MODEL
-                newest = max(listed, key=lambda model: model["created"], default=None)
-                if newest is not None:
-                    return str(newest["id"])
-        return starter.MODEL
+        listed = await router.models(
+            self.settings.serve.base_url, self.settings.serve.authorization
+        )
+        return starter.MODEL if starter.MODEL in listed or not listed else listed[0]
 
     def _say_ready(self, model: str) -> None:
         url = self.settings.serve.base_url
