@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from flexinfer.artifact.mediatypes import ANNOTATION_PREDICATE, MEDIA_IN_TOTO
+from flexinfer.artifact.mediatypes import (
+    ANNOTATION_PREDICATE,
+    MEDIA_IN_TOTO,
+    PREDICATE_TEST_RESULT,
+)
 from flexinfer.artifact.pack import Packed, packed
 from flexinfer.errors import FlexInferError, IntegrityError, InvalidInput
 from flexinfer.oci import MEDIA_EMPTY, Descriptor, Digest, Manifest, canonical_json, hex_of
@@ -14,6 +19,8 @@ from flexinfer.oci.canonical import parse_object
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 MAX_STATEMENT_BYTES = 4 * 1024 * 1024
+# Measured and never judged; they differ by some pages in every run of the same bytes.
+_PEAKS = "footprint.peakBytes"
 _EMPTY = b"{}"
 _INVALID = "statement_invalid"
 
@@ -102,6 +109,26 @@ def parse_attestation(data: bytes, expected_digest: Digest) -> Statement:
         predicate_type=predicate_type,
         predicate=predicate,
     )
+
+
+def says_the_same(one: Statement, other: Statement) -> bool:
+    """Return whether whoever has one of them learns nothing from the other, so that no decision could differ.
+
+    All must be equal but the engine's peaks of memory, which must be named in both.
+    """
+    return _said(one) == _said(other)
+
+
+def _said(statement: Statement) -> str:
+    predicate = dict(statement.predicate)
+    measured = predicate.get("measurements")
+    if statement.predicate_type == PREDICATE_TEST_RESULT and isinstance(measured, dict):
+        predicate["measurements"] = {
+            name: None if name.startswith(_PEAKS) else value for name, value in measured.items()
+        }
+    # As text, since in Python True equals 1.
+    said = [statement.subject_name, statement.digest, statement.predicate_type, predicate]
+    return json.dumps(said, sort_keys=True)
 
 
 def _invalid(message: str) -> FlexInferError:

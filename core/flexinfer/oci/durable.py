@@ -18,23 +18,63 @@ _POLL_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
 _MAX_REPLACED = 1000
 
 
+class Errand:
+    """Long work of one thread, as other threads see it: what it waits for now; and they may give it up."""
+
+    def __init__(self) -> None:
+        self.waits_for = ""
+        """Somebody else's work, in words; empty while it waits for nobody."""
+        self.waited_s = 0.0
+        """For how long it has waited for others, the wait of this moment aside."""
+        self._is_given_up = False
+
+    def give_up(self) -> None:
+        """Let it end soon: at its next `check`."""
+        self._is_given_up = True
+
+    def check(self) -> None:
+        """Go on, unless it was given up.
+
+        Raises:
+            Unavailable: code `given_up`.
+        """
+        if self._is_given_up:
+            raise Unavailable("nobody wants the result any more", code="given_up")
+
+
 @contextmanager
-def lock(path: Path, *, exclusive: bool = True, wait_s: float = 60.0) -> Iterator[int]:
+def lock(
+    path: Path,
+    *,
+    exclusive: bool = True,
+    wait_s: float = 60.0,
+    errand: Errand | None = None,
+    what: str = "",
+) -> Iterator[int]:
     """Hold the kernel's lock on the file *path*, made if absent; yield its descriptor.
 
     A dead holder's lock is free at once. Who holds the lock exclusively may unlink the file.
 
+    errand, what: as of `wait_for_lock`.
+
     Raises:
-        Unavailable: code `store_busy`: somebody holds it for longer than *wait_s*.
+        Unavailable: code `store_busy`: somebody holds it for longer than *wait_s*; or as `Errand.check`.
     """
-    descriptor = take_lock(path, exclusive=exclusive, wait_s=wait_s)
+    descriptor = take_lock(path, exclusive=exclusive, wait_s=wait_s, errand=errand, what=what)
     try:
         yield descriptor
     finally:
         os.close(descriptor)
 
 
-def take_lock(path: Path, *, exclusive: bool = True, wait_s: float = 60.0) -> int:
+def take_lock(
+    path: Path,
+    *,
+    exclusive: bool = True,
+    wait_s: float = 60.0,
+    errand: Errand | None = None,
+    what: str = "",
+) -> int:
     """As `lock`; the lock lives until the descriptor that this returns is closed."""
     for _ in range(_MAX_REPLACED):
         try:
@@ -44,7 +84,9 @@ def take_lock(path: Path, *, exclusive: bool = True, wait_s: float = 60.0) -> in
         except OSError as error:
             raise disk_error(error, path=path) from error
         try:
-            wait_for_lock(descriptor, path=path, exclusive=exclusive, wait_s=wait_s)
+            wait_for_lock(
+                descriptor, path=path, exclusive=exclusive, wait_s=wait_s, errand=errand, what=what
+            )
             if is_same_file(descriptor, path):
                 return descriptor
         except BaseException:
@@ -72,25 +114,48 @@ def try_lock(path: Path) -> int | None:
     return None
 
 
-def wait_for_lock(descriptor: int, *, path: Path, exclusive: bool, wait_s: float) -> bool:
+def wait_for_lock(
+    descriptor: int,
+    *,
+    path: Path,
+    exclusive: bool,
+    wait_s: float,
+    errand: Errand | None = None,
+    what: str = "",
+) -> bool:
     """Lock *descriptor*; return whether somebody else held it before.
 
     The limit counts from the last moment at which the file grew: who waits for a long download waits for
     as long as it moves.
 
+    errand: who looks at the wait, and may end it; it sees that it is for *what*, or for the file's lock.
+
     Raises:
-        Unavailable: code `store_busy`.
+        Unavailable: code `store_busy`, or as `Errand.check`.
     """
+    errand = errand or Errand()
+    began = time.monotonic()
+    try:
+        return _wait(descriptor, path, exclusive, wait_s, errand, what or f"the lock on {path}")
+    finally:
+        errand.waits_for = ""
+        errand.waited_s += time.monotonic() - began
+
+
+def _wait(
+    descriptor: int, path: Path, exclusive: bool, wait_s: float, errand: Errand, what: str
+) -> bool:
     kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
     size = -1
     deadline = 0.0
     tries = 0
     while True:
+        errand.check()
         try:
             fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
             return tries > 0
         except BlockingIOError:
-            pass
+            errand.waits_for = what
         now = time.monotonic()
         grown = os.fstat(descriptor).st_size
         if grown != size:

@@ -1,5 +1,6 @@
 """The content-addressed store: ingest, verification, leases, repair, on an OCI image layout."""
 
+from flexinfer.oci.durable import Errand
 from flexinfer.store.checkout import Checkout
 from flexinfer.store.garbage import Sweep
 from flexinfer.store.store import Collected, ScrubReport, Store
@@ -8,6 +9,7 @@ from flexinfer.store.verify import VerifyFailure, VerifyReport, VerifyResult
 __all__ = [
     "Checkout",
     "Collected",
+    "Errand",
     "ScrubReport",
     "Store",
     "Sweep",

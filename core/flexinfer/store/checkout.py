@@ -24,7 +24,7 @@ from typing import Any
 from flexinfer.errors import FlexInferError, IntegrityError, Unavailable
 from flexinfer.files import disk_error, make_folders, read_error, replace_file
 from flexinfer.oci import Digest, hex_of, parse_digest
-from flexinfer.oci.durable import lock, remove_tree, take_lock
+from flexinfer.oci.durable import Errand, lock, remove_tree, take_lock
 from flexinfer.oci.writer import BLOB_MODE
 from flexinfer.store.stamps import Stamp, hash_file
 from flexinfer.store.verify import StampedBlobs
@@ -91,22 +91,33 @@ class Checkouts:
         """Make the folders. Raises as `BlobFolder.prepare`."""
         make_folders(self._folder, self._private)
 
-    def lease(self, digest: Digest, files: Mapping[str, Digest]) -> Checkout:
+    def lease(self, digest: Digest, files: Mapping[str, Digest], *, errand: Errand) -> Checkout:
         """Return a lease on the folder that has *files* (path → blob), filled if it is not there whole.
 
         Raises:
             NotFound: code `blob_missing`.
             ResourceExhausted: code `disk_full` or `disk_error`.
-            Unavailable: code `store_busy`.
+            Unavailable: code `store_busy`, or as `Errand.check`.
         """
         name = hex_of(digest)[:12]
-        held = take_lock(self._private / f"{name}.lock", exclusive=False, wait_s=self._wait_s)
+        held = take_lock(
+            self._private / f"{name}.lock",
+            exclusive=False,
+            wait_s=self._wait_s,
+            errand=errand,
+            what=f"the removal of an old folder of artifact {digest}",
+        )
         try:
             folder = self._folder / name
             if not self._is_whole(digest, files):
-                with lock(self._private / f"{name}.build", wait_s=self._wait_s):
+                with lock(
+                    self._private / f"{name}.build",
+                    wait_s=self._wait_s,
+                    errand=errand,
+                    what=f"somebody else, who fills the folder of artifact {digest}",
+                ):
                     if not self._is_whole(digest, files):
-                        self._fill(digest, files)
+                        self._fill(digest, files, errand)
             return Checkout(digest=digest, path=folder, lease=held)
         except OSError as error:
             os.close(held)
@@ -187,7 +198,7 @@ class Checkouts:
         stored = os.lstat(self._blobs.path(blob))
         return (here.st_dev, here.st_ino) == (stored.st_dev, stored.st_ino)
 
-    def _fill(self, digest: Digest, files: Mapping[str, Digest]) -> None:
+    def _fill(self, digest: Digest, files: Mapping[str, Digest], errand: Errand) -> None:
         """Make the folder under another name, then give it its own."""
         name = hex_of(digest)[:12]
         folder = self._folder / name
@@ -199,7 +210,7 @@ class Checkouts:
             for path, blob in files.items():
                 place = scratch / path
                 place.parent.mkdir(parents=True, exist_ok=True)
-                made[path] = _File(blob=blob, copy=self._place(blob, place))
+                made[path] = _File(blob=blob, copy=self._place(blob, place, errand))
             for parent, _, _ in os.walk(scratch):
                 os.chmod(parent, _FOLDER_MODE)
             self._write(name, digest, made)
@@ -208,18 +219,18 @@ class Checkouts:
             remove_tree(scratch)
             raise
 
-    def _place(self, blob: Digest, place: Path) -> Stamp | None:
+    def _place(self, blob: Digest, place: Path, errand: Errand) -> Stamp | None:
         """Put the blob at *place*: None for a link, the stamp of a copy."""
         source = self._blobs.path(blob)
         for _ in range(_MAX_TURNS):
             try:
-                if self._blobs.stamps.link(blob, source, place, wait_s=self._wait_s):
+                if self._blobs.stamps.link(blob, source, place, wait_s=self._wait_s, errand=errand):
                     return None
             except OSError as error:
                 if error.errno not in _NO_LINK:
                     raise
-                return copy_verified(source, place, blob)
-            self._blobs.verify(blob, what=f"checkout of {place.name}")
+                return copy_verified(source, place, blob, errand=errand)
+            self._blobs.verify(blob, what=f"checkout of {place.name}", errand=errand)
         raise Unavailable(f"{source}: it changes again and again", code="store_busy")
 
     def _remove(self, name: str) -> None:
@@ -269,18 +280,22 @@ class Checkouts:
         )  # fmt: skip
 
 
-def copy_verified(source: Path, place: Path, digest: Digest) -> Stamp:
+def copy_verified(
+    source: Path, place: Path, digest: Digest, *, errand: Errand | None = None
+) -> Stamp:
     """Copy a blob, sharing its bytes where the file system can, and hash the copy; return its stamp.
 
     Raises:
         IntegrityError: code `digest_mismatch`; no copy is left.
+        Unavailable: as `Errand.check`; half a copy may be left.
     """
+    errand = errand or Errand()
     reading = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         writing = os.open(place, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            _copy(reading, writing)
-            hasher = hash_file(writing, path=place)
+            _copy(reading, writing, errand)
+            hasher = hash_file(writing, path=place, errand=errand)
             if hasher.digest != digest:
                 os.unlink(place)
                 raise IntegrityError(
@@ -295,10 +310,10 @@ def copy_verified(source: Path, place: Path, digest: Digest) -> Stamp:
         os.close(reading)
 
 
-def _copy(reading: int, writing: int) -> None:
+def _copy(reading: int, writing: int, errand: Errand) -> None:
     try:
         while os.copy_file_range(reading, writing, _COPY_BYTES):
-            pass
+            errand.check()
         return
     except OSError as error:
         if error.errno not in _NO_RANGE:
@@ -306,3 +321,4 @@ def _copy(reading: int, writing: int) -> None:
     with os.fdopen(os.dup(reading), "rb") as source, os.fdopen(os.dup(writing), "wb") as target:
         while data := source.read(1 << 20):
             target.write(data)
+            errand.check()

@@ -20,7 +20,7 @@ from pathlib import Path
 from flexinfer.errors import IntegrityError, NotFound, ResourceExhausted, Unavailable
 from flexinfer.files import read_error, replace_file
 from flexinfer.oci.digest import BUFFER_BYTES, Digest, Hasher, hex_of
-from flexinfer.oci.durable import is_same_file, wait_for_lock
+from flexinfer.oci.durable import Errand, is_same_file, wait_for_lock
 from flexinfer.oci.target import missing_blob
 
 _MAX_TURNS = 100
@@ -91,14 +91,23 @@ class Stamps:
         """Say whether the file that looks like *found* is the one whose bytes were right."""
         return self.get(digest) == Stamp.of(found)
 
-    def link(self, digest: Digest, blob: Path, place: Path, *, wait_s: float) -> bool:
+    def link(
+        self,
+        digest: Digest,
+        blob: Path,
+        place: Path,
+        *,
+        wait_s: float,
+        errand: Errand | None = None,
+    ) -> bool:
         """Link *blob* to *place*; return False, and link nothing, where its stamp does not hold.
 
         Raises:
             OSError: the file system refuses.
             NotFound: code `blob_missing`.
+            Unavailable: as `locked_blob`.
         """
-        with locked_blob(digest, blob, wait_s=wait_s) as file:
+        with locked_blob(digest, blob, wait_s=wait_s, errand=errand) as file:
             before = os.fstat(file)
             if not self.holds(digest, before):
                 return False
@@ -126,13 +135,18 @@ class Stamps:
 
 
 @contextmanager
-def locked_blob(digest: Digest, blob: Path, *, wait_s: float) -> Iterator[int]:
+def locked_blob(
+    digest: Digest, blob: Path, *, wait_s: float, errand: Errand | None = None
+) -> Iterator[int]:
     """Hold the kernel's lock on the file that is *blob* now; yield its descriptor, open for reading.
 
     Raises:
         NotFound: code `blob_missing`.
-        Unavailable: code `store_busy`: whoever holds it does so for longer than *wait_s*.
+        Unavailable: code `store_busy`: whoever holds it does so for longer than *wait_s*;
+            or as `Errand.check`.
     """
+    # A link and its stamp are made in no time: who holds the lock for long is hashing.
+    what = f"somebody else's verification of blob {digest}"
     for _ in range(_MAX_TURNS):
         try:
             file = os.open(blob, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -141,7 +155,7 @@ def locked_blob(digest: Digest, blob: Path, *, wait_s: float) -> Iterator[int]:
         except OSError as error:
             raise read_error(error, path=blob) from error
         try:
-            wait_for_lock(file, path=blob, exclusive=True, wait_s=wait_s)
+            wait_for_lock(file, path=blob, exclusive=True, wait_s=wait_s, errand=errand, what=what)
             if is_same_file(file, blob):
                 yield file
                 return
@@ -150,11 +164,12 @@ def locked_blob(digest: Digest, blob: Path, *, wait_s: float) -> Iterator[int]:
     raise Unavailable(f"{blob}: it is replaced again and again", code="store_busy")
 
 
-def hash_file(file: int, *, path: Path) -> Hasher:
+def hash_file(file: int, *, path: Path, errand: Errand) -> Hasher:
     """Return the hash of the whole open file, read in bounded pieces from its start.
 
     Raises:
         ResourceExhausted: code `disk_error`: the disk cannot read it.
+        Unavailable: as `Errand.check`.
     """
     hasher = Hasher()
     buffer = bytearray(BUFFER_BYTES)
@@ -162,6 +177,7 @@ def hash_file(file: int, *, path: Path) -> Hasher:
     try:
         while count := os.preadv(file, [buffer], hasher.size):
             hasher.update(view[:count])
+            errand.check()
     except OSError as error:
         raise read_error(error, path=path) from error
     return hasher

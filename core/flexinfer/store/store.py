@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from flexinfer.artifact import Artifact, Packed, Statement, attestation, parse_attestation, unpack
-from flexinfer.artifact.attestation import MAX_STATEMENT_BYTES
-from flexinfer.artifact.mediatypes import MEDIA_IN_TOTO, filepath_names
+from flexinfer.artifact.mediatypes import filepath_names
 from flexinfer.artifact.model import MAX_CONFIG_BYTES
 from flexinfer.errors import FlexInferError, IntegrityError, NotFound, ResourceExhausted
 from flexinfer.oci import (
@@ -21,10 +20,12 @@ from flexinfer.oci import (
     LayoutTarget,
     Manifest,
     Quarantined,
+    digest_of,
     parse_digest,
 )
+from flexinfer.oci.durable import Errand
 from flexinfer.oci.layout import expand
-from flexinfer.store import collect
+from flexinfer.store import collect, statements
 from flexinfer.store.checkout import Checkout, Checkouts
 from flexinfer.store.garbage import Sweep
 from flexinfer.store.ingest import Progress, ingest
@@ -101,12 +102,21 @@ class Store:
         return self._core.put_manifest(packed.manifest_bytes)
 
     def attest(self, subject: Descriptor, statement_bytes: bytes) -> Descriptor:
-        """Store a statement as a referrer of *subject*.
+        """Store a statement as a referrer of *subject*, and return its manifest.
+
+        Where one is whole that `says_the_same`, nothing is stored and its manifest is returned: builds of the same
+        bytes, however many, leave one.
 
         Raises:
             IntegrityError: as `parse_attestation`.
         """
         packed = attestation(statement_bytes, subject)
+        said = parse_attestation(statement_bytes, subject.digest)
+        # The very same bytes are stored again: that heals them.
+        if self._core.index().known(digest_of(packed.manifest_bytes)) is None:
+            same = statements.find_same(self._core, said)
+            if same is not None:
+                return same
         self.put_bytes(statement_bytes)
         return self.put_artifact(packed)
 
@@ -147,20 +157,9 @@ class Store:
         """Return the in-toto statements about *digest*, each with the manifest that attaches it.
 
         Raises:
-            IntegrityError: one is not what it says, or is bound to another digest.
+            NotFound, IntegrityError: as `statements.read_all`.
         """
-        found = []
-        for descriptor in self.referrers(digest, MEDIA_IN_TOTO):
-            for layer in self.manifest(descriptor.digest).layers:
-                if layer.media_type == MEDIA_IN_TOTO:
-                    data = self._blobs.read(
-                        layer.digest,
-                        max_bytes=MAX_STATEMENT_BYTES,
-                        what="statement",
-                        code="digest_mismatch",
-                    )
-                    found.append((descriptor, parse_attestation(data, digest)))
-        return tuple(found)
+        return statements.read_all(self._core, digest)
 
     # Names
 
@@ -243,21 +242,25 @@ class Store:
                     failures.append(_failure(root, path, blob, error))
         return VerifyReport(artifact=digest, checked=tuple(checked), failures=tuple(failures))
 
-    def checkout(self, digest: Digest) -> Checkout:
+    def checkout(self, digest: Digest, *, errand: Errand | None = None) -> Checkout:
         """Return a lease on a read-only folder with the artifact's files under their own names.
 
-        What was touched since it was last hashed is hashed first. Milliseconds where nothing was.
+        What was touched since it was last hashed is hashed first. Milliseconds where nothing was and nobody else
+        hashes it: he is waited for. *errand*: who looks at that, and may give it up.
 
         Raises:
             NotFound: `artifact_not_found`, `blob_missing`.
             IntegrityError: code `digest_mismatch`, naming artifact, file and digest.
             InvalidInput: as `unpack`.
+            Unavailable: code `store_busy`, or as `Errand.check`.
         """
+        errand = errand or Errand()
         self.resolve(parse_digest(digest))
         artifact = self.artifact(digest)
         for file in artifact.files:
-            self.ensure_verified(file.digest, what=f"artifact {digest}: {file.path}")
-        lease = self._checkouts.lease(digest, {file.path: file.digest for file in artifact.files})
+            self._blobs.verify(file.digest, what=f"artifact {digest}: {file.path}", errand=errand)
+        files = {file.path: file.digest for file in artifact.files}
+        lease = self._checkouts.lease(digest, files, errand=errand)
         # Tidying is nobody's reason not to start: what cannot be removed now is removed another time.
         with suppress(OSError, FlexInferError):
             self._checkouts.collect(keep=digest)

@@ -11,7 +11,7 @@ from pathlib import Path
 from flexinfer.errors import IntegrityError, NotFound, ResourceExhausted, Unavailable
 from flexinfer.files import make_folders
 from flexinfer.oci import BlobFolder, Digest, Hasher
-from flexinfer.oci.durable import is_same_file, lock
+from flexinfer.oci.durable import Errand, is_same_file, lock
 from flexinfer.store.stamps import AGAIN, Stamp, Stamps, hash_file, locked_blob, mismatch
 
 # How often a file may change under the hash before that is called a fault.
@@ -97,24 +97,25 @@ class StampedBlobs(BlobFolder):
     def placed(self, digest: Digest, descriptor: int) -> None:
         self.stamps.put(digest, Stamp.of(os.fstat(descriptor)))
 
-    def verify(self, digest: Digest, *, what: str) -> VerifyResult:
+    def verify(self, digest: Digest, *, what: str, errand: Errand | None = None) -> VerifyResult:
         """Return at once where the stamp holds; hash otherwise.
 
         Raises:
             NotFound: code `blob_missing`.
             IntegrityError: code `digest_mismatch`; the blob is in quarantine. *what* begins the message.
+            Unavailable: as `locked_blob`.
         """
         with suppress(FileNotFoundError):
             found = os.stat(self.path(digest), follow_symlinks=False)
             if self.stamps.holds(digest, found):
                 return VerifyResult(digest=digest, size=found.st_size, hashed_bytes=0)
-        return self._hash(digest, what=what, believe=True)
+        return self._hash(digest, what=what, believe=True, errand=errand or Errand())
 
     def rehash(self, digest: Digest, *, what: str) -> VerifyResult:
         """Hash the blob, whatever its stamp says. Raises as `verify`."""
-        return self._hash(digest, what=what, believe=False)
+        return self._hash(digest, what=what, believe=False, errand=Errand())
 
-    def _hash(self, digest: Digest, *, what: str, believe: bool) -> VerifyResult:
+    def _hash(self, digest: Digest, *, what: str, believe: bool, errand: Errand) -> VerifyResult:
         """Hash under the blob's lock; who waited for another's hash believes it where he may."""
         path = self.path(digest)
         if not os.path.lexists(path):
@@ -125,13 +126,13 @@ class StampedBlobs(BlobFolder):
                 f"{what}: blob {digest}: {path} was a link or a folder, not a file; {AGAIN}",
                 code="digest_mismatch",
             )
-        with locked_blob(digest, path, wait_s=self._wait_s) as file:
+        with locked_blob(digest, path, wait_s=self._wait_s, errand=errand) as file:
             before = os.fstat(file)
             if believe and self.stamps.holds(digest, before):
                 return VerifyResult(digest=digest, size=before.st_size, hashed_bytes=0)
             for _ in range(_MAX_TURNS):
                 before = os.fstat(file)
-                hasher = hash_file(file, path=path)
+                hasher = hash_file(file, path=path, errand=errand)
                 if hasher.digest != digest:
                     self._quarantine(digest, file, hasher.digest)
                     raise mismatch(digest, hasher, what=what)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from flexinfer.artifact import FileEntry, ModelConfig, pack
 from flexinfer.commands.artifact import app
 from flexinfer.errors import IntegrityError, InvalidInput, NotFound
 from flexinfer.places import Home
@@ -100,6 +101,23 @@ def test_inspect_is_readable(run: Run, published: Any) -> None:
     text = run("inspect", "smol:q8-0").stdout
     for words in (published.manifest.digest, "model.gguf", "500.0 KiB", "PASSED", "llama"):
         assert words in text
+
+
+def test_what_an_artifact_says_of_itself_is_no_command_to_the_terminal(
+    run: Run, home: Home
+) -> None:
+    store = Store(home.store)
+    file = FileEntry(path="model.gguf", digest=store.put_bytes(b"weights"), size=7)
+    config = ModelConfig(name="smol", architecture="ll\x9bama", format="gguf", quantization="Q8_0")
+    found = store.put_artifact(pack([file], config, {"note": "one\ntwo\u202e"}))
+    store.tag("hostile:1", found)
+    shown = run("inspect", "hostile:1").stdout
+    assert r"note: one\ntwo\u202e" in shown
+    assert r"ll\x9bama" in shown
+    assert (
+        json.loads(run("inspect", "hostile:1", "--json").stdout)["annotations"]["note"]
+        == "one\ntwo\u202e"
+    )
 
 
 def test_inspect_of_nothing_is_not_found(run: Run, published: Any) -> None:

@@ -3,17 +3,22 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import pytest
 
-from flexinfer.errors import IntegrityError, NotFound
+from flexinfer.errors import IntegrityError, NotFound, Unavailable
 from flexinfer.oci import digest_of
-from flexinfer.store import Store
+from flexinfer.store import Errand, Store
 from flexinfer.store.checkout import copy_verified
+from flexinfer.store.stamps import hash_file
+from flexinfer.testing.locks import held_elsewhere
 
 Flip = Callable[[Path], None]
 
@@ -149,6 +154,49 @@ def test_an_unknown_artifact_is_not_found(store: Store) -> None:
     with pytest.raises(NotFound) as caught:
         store.checkout(digest_of(b"x"))
     assert caught.value.code == "artifact_not_found"
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    limit_s = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < limit_s, "it never came"
+        time.sleep(0.001)
+
+
+def test_a_wait_for_the_hash_of_another_process_is_seen_and_can_be_given_up(
+    published: Any,
+) -> None:
+    store, errand = published.store, Errand()
+    with ThreadPoolExecutor(1) as threads, held_elsewhere(store.path(published.weights)):
+        work = threads.submit(store.checkout, published.manifest.digest, errand=errand)
+        _until(lambda: published.weights in errand.waits_for)
+        assert "verification" in errand.waits_for and not work.done()
+        errand.give_up()
+        with pytest.raises(Unavailable) as caught:
+            work.result(20)
+        assert caught.value.code == "given_up" and errand.waits_for == ""
+        assert os.listdir(store.root / "checkouts") == []
+        assert store.leased() == frozenset()
+
+
+def test_a_wait_that_is_not_given_up_ends_with_the_hash_of_another_process(published: Any) -> None:
+    store, errand = published.store, Errand()
+    with ThreadPoolExecutor(1) as threads:
+        with held_elsewhere(store.path(published.weights)):
+            work = threads.submit(store.checkout, published.manifest.digest, errand=errand)
+            _until(lambda: bool(errand.waits_for))
+            before_s = errand.waited_s
+        with work.result(20) as checkout:
+            assert _names(checkout.path) == {"model.gguf", "docs/LICENSE"}
+    assert errand.waits_for == "" and errand.waited_s > before_s
+
+
+def test_a_hash_that_is_given_up_ends_at_once_and_is_no_verdict(published: Any) -> None:
+    path, errand = published.store.path(published.weights), Errand()
+    errand.give_up()
+    with closing(path.open("rb")) as stream, pytest.raises(Unavailable) as caught:
+        hash_file(stream.fileno(), path=path, errand=errand)
+    assert caught.value.code == "given_up"
 
 
 def test_many_threads_share_one_folder(published: Any) -> None:

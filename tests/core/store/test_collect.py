@@ -22,6 +22,7 @@ from flexinfer.errors import Conflict, IntegrityError, InvalidInput, NotFound, R
 from flexinfer.oci import Digest
 from flexinfer.places import Home
 from flexinfer.store import Store
+from flexinfer.units import format_bytes
 
 Run = Callable[..., Result]
 MODEL = """
@@ -91,6 +92,23 @@ def test_a_removed_artifact_is_freed_with_its_evidence(run: Run, published: Any)
     assert count(published.store) == 0
     assert not list((published.store.root / ".flexinfer/stamps").iterdir())
     assert Store(published.store.root).manifests() == ()
+
+
+@pytest.mark.parametrize("command", [("gc",), ("gc", "--dry-run")])
+def test_what_is_too_young_to_go_is_told(
+    run: Run, published: Any, command: tuple[str, ...]
+) -> None:
+    assert "younger" not in run(*command).stdout
+    run("rm", published.name)
+    with published.store.writer(key="k", expected=Digest("sha256:" + "0" * 64)) as writer:
+        writer.write(b"begun")
+    all_of_it = json.loads(run("gc", "--dry-run", "--older-than", "0", "--json").stdout)
+    said = json.loads(run(*command, "--json").stdout)
+    assert (said["freedBytes"], said["youngerBytes"]) == (0, all_of_it["freedBytes"])
+    assert all_of_it["youngerBytes"] == 0
+    size = format_bytes(all_of_it["freedBytes"])
+    last = run(*command).stdout.splitlines()[-1]
+    assert last == f"{size} of no name are younger than 1h; --older-than 0 takes them"
 
 
 def test_what_has_another_name_keeps_its_bytes(run: Run, published: Any) -> None:
