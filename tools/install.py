@@ -5,9 +5,11 @@
     install.py check        check only
 
 Nothing is downloaded before the checks have passed. With everything in place it does nothing and needs no
-network. Standard library only, and old syntax: it must be able to say which Python it needs.
+network. It exits with what `flexinfer up` would: 2 for a bad home or a taken port, 1 for what the machine lacks, 130
+for Ctrl-C. Standard library only, and old syntax: it must be able to say which Python it needs.
 """
 
+import errno
 import hashlib
 import os
 import shutil
@@ -26,6 +28,7 @@ DISK_BYTES = {"run": 2 * GIB, "dev": 3 * GIB, "check": 2 * GIB}
 # Measured: 0.8 GiB for the processes at rest, 0.6 for the starter model's engine.
 MEMORY_BYTES = 2 * GIB
 PORTS = (("router", "port", 8080), ("admin listener", "admin_port", 8081))
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 LOCKS = {"run": "all", "dev": "dev"}  # the second holds the first
 
 
@@ -33,12 +36,12 @@ def main(arguments):
     kind = arguments[0] if arguments else "run"
     if kind not in DISK_BYTES or len(arguments) > 1:
         print(__doc__, file=sys.stderr)
-        return 2
+        return BAD_INPUT
     problems = check(kind)
     if problems:
-        for problem in problems:
+        for _, problem in problems:
             print("error: " + problem, file=sys.stderr)
-        return 1
+        return max(code for code, _ in problems)
     if kind == "check":
         print("this machine has what FlexInfer needs")
         return 0
@@ -48,7 +51,7 @@ def main(arguments):
         install(kind)
     except subprocess.CalledProcessError as error:
         print("error: %s ended with %d" % (error.cmd[:6], error.returncode), file=sys.stderr)
-        return 1
+        return FAILED
     with open(stamp_file(kind), "w") as file:
         file.write(fingerprint(kind))
     return 0
@@ -63,26 +66,23 @@ def stamp_file(kind):
 
 
 def check(kind):
-    """Return a sentence for each thing that is missing: what is needed, what was found, what to do."""
+    """Return an exit code and a sentence for each thing that is missing: what is needed, what was found, what to do."""
     problems = []
     version = sys.version_info[:2]
     if not OLDEST <= version <= NEWEST:
-        problems.append(
-            "Python %d.%d found, 3.11 to 3.14 needed; name one with `make PYTHON=/path/to/python3`"
-            % version
-        )
-        return problems
+        needed = "3.11 to 3.14 needed; name one with `make PYTHON=/path/to/python3`"
+        return [(FAILED, "Python %d.%d found, %s" % (version + (needed,)))]
     try:
         import ensurepip  # noqa: F401
         import venv  # noqa: F401
     except ImportError as error:
-        problems.append(
-            "Python has no module %r; on Debian and Ubuntu: apt install python3-venv" % error.name
-        )
+        advice = "on Debian and Ubuntu: apt install python3-venv"
+        problems.append((FAILED, "Python has no module %r; %s" % (error.name, advice)))
     free = free_bytes(ROOT)
     need = DISK_BYTES[kind] // (4 if os.path.isdir(VENV) else 1)
     if free < need:
-        problems.append("%s has %.1f GiB free, %.1f GiB needed" % (ROOT, free / GIB, need / GIB))
+        words = "%s has %.1f GiB free, %.1f GiB needed" % (ROOT, free / GIB, need / GIB)
+        problems.append((FAILED, words))
     if kind != "dev":
         problems += check_home() + check_memory()
         if not already_up():
@@ -105,16 +105,13 @@ def check_home():
     while not os.path.lexists(existing):
         existing = os.path.dirname(existing)
     if not os.path.isdir(existing) or not os.access(existing, os.W_OK | os.X_OK):
-        return [
-            "FLEXINFER_HOME %s: %s is not a folder that you may write to; "
-            "name another with FLEXINFER_HOME" % (place, existing)
-        ]
+        words = "is not a folder that you may write to; name another with FLEXINFER_HOME"
+        return [(BAD_INPUT, "FLEXINFER_HOME %s: %s %s" % (place, existing, words))]
     free = free_bytes(existing)
     need = GIB if not os.path.isdir(os.path.join(place, "store", "blobs")) else GIB // 8
     if free < need:
-        return [
-            "FLEXINFER_HOME %s has %.2f GiB free, %.2f needed" % (place, free / GIB, need / GIB)
-        ]
+        words = "FLEXINFER_HOME %s has %.2f GiB free, %.2f needed" % (place, free / GIB, need / GIB)
+        return [(FAILED, words)]
     return []
 
 
@@ -126,7 +123,8 @@ def check_memory():
     except (OSError, KeyError, ValueError):
         return []  # not Linux: the engine says so itself if it does not fit
     if available < MEMORY_BYTES and not already_up():
-        return ["%.1f GiB of memory free, %.1f needed" % (available / GIB, MEMORY_BYTES / GIB)]
+        words = "%.1f GiB of memory free, %.1f needed" % (available / GIB, MEMORY_BYTES / GIB)
+        return [(FAILED, words)]
     return []
 
 
@@ -157,11 +155,34 @@ def check_ports():
             try:
                 probe.bind(("127.0.0.1", int(text)))
             except OSError as error:
-                problems.append(
-                    "port %s for the %s is taken (%s); choose another with %s"
-                    % (text, name, error.strerror, variable)
-                )
+                state = "cannot be used: %s" % error.strerror
+                if error.errno == errno.EADDRINUSE:
+                    state = "is taken by %s" % (holder_of(int(text)) or "another process")
+                words = "port %s for the %s %s; choose another with %s"
+                problems.append((BAD_INPUT, words % (text, name, state, variable)))
     return problems
+
+
+def holder_of(port):
+    """Return who listens on a port, as `flexinfer up` says it: `python (pid 123)`; empty: not to be seen.
+
+    From /proc, so on Linux only; into other users' processes nobody but root can look.
+    """
+    sockets = set()
+    for table in ("tcp", "tcp6"):
+        for line in read("/proc/net/" + table).splitlines()[1:]:
+            fields = line.split()
+            if int(fields[1].rpartition(":")[2], 16) == port and fields[3] == "0A":  # it listens
+                sockets.add("socket:[%s]" % fields[9])
+    for pid in filter(str.isdigit, os.listdir("/proc") if sockets else ()):
+        folder = "/proc/%s/fd" % pid
+        try:
+            found = {os.readlink(os.path.join(folder, name)) for name in os.listdir(folder)}
+        except OSError:
+            continue  # gone meanwhile, or another user's
+        if found & sockets:
+            return "%s (pid %s)" % (read("/proc/%s/comm" % pid).strip() or "a process", pid)
+    return ""
 
 
 def already_up():
@@ -203,7 +224,7 @@ def install(kind):
     if not works(python):
         shutil.rmtree(VENV, ignore_errors=True)
         print("making .venv with Python %s" % sys.version.split()[0], flush=True)
-        subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
+        show([sys.executable, "-m", "venv", VENV])
     pip = [python, "-m", "pip", "--disable-pip-version-check", "--no-input"]
     locks = []
     for name in lock_files(kind):
@@ -214,10 +235,7 @@ def install(kind):
         pip + ["install", "--require-hashes", "--no-deps", "--only-binary", ":all:"] + locks, total
     )
     # The build backend is in the lock: no isolated environment, so no network and no unpinned build.
-    subprocess.run(
-        pip + ["install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", ROOT],
-        check=True,
-    )
+    show(pip + ["install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", ROOT])
     print("installed in %.0f s" % (time.time() - began), flush=True)
 
 
@@ -238,13 +256,26 @@ def count_packages(lock):
         return sum(1 for line in file if line[:1].isalnum())
 
 
-def show(command, total):
-    """Run pip and show one line that counts; keep the rest for when it fails."""
+def show(command, total=0):
+    """Run a program; of pip show one line that counts. Keep the rest for when it fails."""
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+    ) as process:
+        try:
+            lines = shown(process.stdout, total)
+        except BaseException:
+            process.kill()  # Ctrl-C reached it too, and what it says of that is not kept
+            raise
+    if process.returncode != 0:
+        print("\n".join(lines[-40:]), file=sys.stderr)
+        raise subprocess.CalledProcessError(process.returncode, command)
+
+
+def shown(output, total):
+    """Show what there is to show of a program's output, until its end; return its last lines."""
     terminal = sys.stdout.isatty()
     lines, seen = [], 0
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    assert process.stdout is not None
-    for raw in process.stdout:
+    for raw in output:
         line = raw.decode("utf-8", "replace").rstrip()
         lines = lines[-200:] + [line]
         seen += package_of(line) != ""
@@ -260,9 +291,7 @@ def show(command, total):
             print(text, flush=True)
     if terminal:
         print("\r\033[K", end="", flush=True)
-    if process.wait() != 0:
-        print("\n".join(lines[-40:]), file=sys.stderr)
-        raise subprocess.CalledProcessError(process.returncode, command)
+    return lines
 
 
 def package_of(line):
@@ -290,11 +319,16 @@ def clipped(text, columns):
 
 def read(path):
     try:
-        with open(path) as file:
+        with open(path, errors="replace") as file:
             return file.read()
     except OSError:
         return ""
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        # Behind the line that counts, and the terminal's ^C.
+        print("\n" * sys.stdout.isatty() + "interrupted; the same command goes on", file=sys.stderr)
+        sys.exit(INTERRUPTED)

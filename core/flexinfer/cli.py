@@ -18,6 +18,7 @@ from typer.core import TyperCommand, TyperGroup
 from flexinfer import plugins
 from flexinfer.console import group, one_command
 from flexinfer.errors import FlexInferError
+from flexinfer.printable import escaped
 
 _GROUP = "flexinfer.commands"
 
@@ -121,7 +122,8 @@ def main() -> None:
     try:
         app()
     except FlexInferError as error:
-        print(f"error[{error.code}]: {error.message}", file=sys.stderr)
+        message = escaped(error.message, keep="\n")
+        print(f"error[{error.code}]: {message}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

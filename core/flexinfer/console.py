@@ -11,6 +11,8 @@ from typing import Any
 
 import typer
 
+from flexinfer.printable import one_line
+
 _PLAIN: dict[str, Any] = {
     "add_completion": False,
     "pretty_exceptions_enable": False,
@@ -70,7 +72,7 @@ def table_lines(
     The widest columns give way first, those under the heads in *whole* never. Where no room is left for one of at
     least 8, lines of words go below their row, indented; of *whole* alone, they are longer than *width*.
     """
-    cells = [[_printable(cell) for cell in row] for row in (heads, *rows)]
+    cells = [[one_line(cell) for cell in row] for row in (heads, *rows)]
     widths = [max(map(cell_width, column)) for column in zip(*cells, strict=True)]
     below: list[int] = []
     if width is not None:
@@ -121,10 +123,6 @@ def cell_width(text: str) -> int:
 
 def _stays_a_group() -> None:
     """A callback, so that Typer never collapses the group."""
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def _floor(cells: Sequence[str], *, is_word: bool) -> int:

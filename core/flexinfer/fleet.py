@@ -68,6 +68,7 @@ class FleetModel:
     aliases: tuple[str, ...] = ()
     backend: str
     endpoints: tuple[str, ...] = ()
+    """What its engine answers, `chat/completions` for one; empty: not known, as before it could be bound."""
     strategy: str = "least-loaded"
     phase: str = "Idle"
     context_tokens: Count

@@ -7,8 +7,10 @@ environment (`FLEXINFER_<SECTION>__<NAME>`), `flexinfer.toml` in the working fol
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -18,8 +20,14 @@ from flexinfer.errors import InvalidInput
 from flexinfer.spelling import nearest
 
 _PREFIX = "FLEXINFER_"
+_OF_A_CHILD = "FLEXINFER_PROCESS"
 # Named without a section: where state lives, and what a supervised child is told by its parent.
-_RESERVED = frozenset({"FLEXINFER_HOME", "FLEXINFER_LIFELINE", "FLEXINFER_PROCESS"})
+_RESERVED = frozenset({"FLEXINFER_HOME", "FLEXINFER_LIFELINE", _OF_A_CHILD})
+_LOOPBACK = "127.0.0.1"
+_EVERYWHERE = frozenset({"", "0.0.0.0", "::"})
+# As a browser writes it (RFC 6454, 6.2): lower case, no path. `null` is what a page without an address sends.
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:\[[0-9a-f:.]+\]|[^\s/?#@:\[\]A-Z]+)(?::[0-9]{1,5})?")
+_NO_ADDRESS = frozenset({"*", "null"})
 
 
 class Section(BaseModel):
@@ -51,7 +59,7 @@ class ServeSection(Section):
     api_keys: tuple[SecretStr, ...] = ()
     """Keys that clients may use, separated by commas. None: any key, on loopback only."""
     cors_origins: tuple[str, ...] = ()
-    """Origins of browser pages that may call the router. None: no page may."""
+    """Origins of browser pages that may call the router, as `http://localhost:3000`; `*`: all. None: no page may."""
     allowed_hosts: tuple[str, ...] = ()
     """Host names accepted beside loopback ones; needed when the router listens elsewhere."""
     max_body_bytes: int = Field(default=8 * 1024 * 1024, ge=1024)
@@ -93,6 +101,17 @@ class ServeSection(Section):
     @classmethod
     def _split(cls, value: Any) -> Any:
         return _parts(value, ",")
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for one in value:
+            if one not in _NO_ADDRESS and not _ORIGIN.fullmatch(one):
+                raise ValueError(
+                    f"{one!r} is what no browser sends: expected scheme, host and port in lower case, without "
+                    "a path or a slash at the end, such as http://localhost:3000, or *"
+                )
+        return value
 
     @property
     def address(self) -> str:
@@ -222,10 +241,38 @@ def load(
         for problem in error.errors(include_url=False, include_input=False):
             section, name = (*(str(part) for part in problem["loc"][:2]), "", "")[:2]
             place = origin.get((section, name), _variable(section, name))
-            wrong.append(f"{place}: {problem['msg']}")
+            wrong.append(f"{place}: {problem['msg'].removeprefix('Value error, ')}")
+    # A child of ours is given the sections that it reads: only who started it knows the ports of all.
+    if result is not None and _OF_A_CHILD not in environ:
+        wrong += _clashes(result, origin)
     if wrong or result is None:
         raise InvalidInput("bad settings: " + "; ".join(wrong), code="bad_settings")
     return result
+
+
+def _clashes(settings: Settings, origin: Mapping[tuple[str, str], str]) -> list[str]:
+    """Return what is wrong with ports that are wanted twice; 0, any free one, never is."""
+    serve, prefect = settings.serve, settings.prefect
+    wanted = [
+        (("serve", "port"), serve.host, serve.port),
+        (("serve", "admin_port"), serve.admin_host, serve.admin_port),
+    ]
+    if prefect.enabled:
+        wanted.append((("prefect", "port"), _LOOPBACK, prefect.port))
+    found = []
+    for (first, at, port), (second, other, other_port) in combinations(wanted, 2):
+        if port and port == other_port and _overlap(at, other):
+            one, two = (
+                origin.get(key, f"{_variable(*key)} (by default)") for key in (first, second)
+            )
+            found.append(f"{one} and {two}: both are {port}; expected two ports")
+    return found
+
+
+def _overlap(host: str, other: str) -> bool:
+    """Return whether one port cannot be taken at both hosts."""
+    hosts = {_LOOPBACK if name == "localhost" else name for name in (host, other)}
+    return len(hosts) == 1 or bool(hosts & _EVERYWHERE)
 
 
 def variables_of(sections: Iterable[str] | None, environ: Mapping[str, str]) -> dict[str, str]:

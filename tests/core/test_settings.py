@@ -144,6 +144,71 @@ def test_a_lease_that_the_operator_would_cut_is_refused() -> None:
     assert "FLEXINFER_OPERATOR__LEASE_TTL_S" in said and "120" in said
 
 
+@pytest.mark.parametrize(
+    ("environ", "named"),
+    [
+        ({"SERVE__PORT": "9", "SERVE__ADMIN_PORT": "9"}, ("SERVE__PORT", "SERVE__ADMIN_PORT")),
+        ({"SERVE__PORT": "8081"}, ("SERVE__PORT", "SERVE__ADMIN_PORT (by default)")),
+        ({"SERVE__ADMIN_PORT": "4200"}, ("SERVE__ADMIN_PORT", "PREFECT__PORT (by default)")),
+        ({"PREFECT__PORT": "8080"}, ("SERVE__PORT (by default)", "PREFECT__PORT")),
+        (
+            {"SERVE__PORT": "8081", "SERVE__HOST": "0.0.0.0", "SERVE__ADMIN_HOST": "10.0.0.1"},
+            ("SERVE__PORT", "SERVE__ADMIN_PORT (by default)"),
+        ),
+    ],
+)
+def test_a_port_that_is_wanted_twice_is_refused_with_both_names(
+    environ: dict[str, str], named: tuple[str, str]
+) -> None:
+    one, two = (f"FLEXINFER_{name}" for name in named)
+    assert f"{one} and {two}: both are " in _refusal(
+        {f"FLEXINFER_{name}": value for name, value in environ.items()}
+    )
+
+
+def test_a_port_from_a_file_that_is_wanted_twice_is_named_with_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "flexinfer.toml"
+    file.write_text("[serve]\nadmin_port = 9\n")
+    message = _refusal({"FLEXINFER_SERVE__PORT": "9"}, file)
+    assert f"FLEXINFER_SERVE__PORT and {file}: serve.admin_port: both are 9" in message
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"SERVE__PORT": "0", "SERVE__ADMIN_PORT": "0", "PREFECT__PORT": "0"},
+        {"SERVE__PORT": "8081", "SERVE__HOST": "10.0.0.1"},
+        {"SERVE__PORT": "4200", "PREFECT__ENABLED": "false"},
+        # A router that `up` started is not given what Prefect's section says.
+        {"SERVE__PORT": "4200", "PROCESS": "abc"},
+    ],
+)
+def test_a_port_that_can_be_taken_is_no_clash(environ: dict[str, str]) -> None:
+    assert load(Settings, {f"FLEXINFER_{name}": value for name, value in environ.items()})
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "localhost", "localhost:3000", "http://localhost:3000/", "http://ui/app", "http://", "*.example",
+        "https://UI.example", "http://me@ui", "http://ui:port",
+    ],
+)  # fmt: skip
+def test_an_origin_that_no_browser_sends_is_refused(origin: str) -> None:
+    message = _refusal({"FLEXINFER_SERVE__CORS_ORIGINS": f"http://good, {origin}"})
+    assert message.startswith(f"bad settings: FLEXINFER_SERVE__CORS_ORIGINS: {origin!r} is what no")
+    assert "such as http://localhost:3000, or *" in message
+
+
+@pytest.mark.parametrize(
+    "origins",
+    ["*", "null", "http://localhost:3000,https://ui.example", "http://[::1]:3000", "app://obsidian.md"],
+)  # fmt: skip
+def test_an_origin_as_browsers_send_it_is_taken(origins: str) -> None:
+    serve = load(Settings, {"FLEXINFER_SERVE__CORS_ORIGINS": origins}).serve
+    assert serve.cors_origins == tuple(origins.split(","))
+
+
 def test_a_wait_cannot_be_endless() -> None:
     assert "finite" in _refusal({"FLEXINFER_SERVE__CONNECT_TIMEOUT_S": "inf"})
 

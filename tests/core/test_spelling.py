@@ -28,6 +28,14 @@ def test_a_word_that_only_begins_alike_gets_no_advice() -> None:
     assert nearest("q8", ("q8_0", "q4_0")) == "; did you mean 'q8_0'?"
 
 
+def test_the_beginning_of_one_word_names_it() -> None:
+    known = ("smollm2-135m-instruct", "qwen3-0.6b-instruct", "qwen3-0.6b-base-instruct")
+    assert nearest("smollm2", known) == "; did you mean 'smollm2-135m-instruct'?"
+    assert nearest("SMOL", known) == "; did you mean 'smollm2-135m-instruct'?"
+    assert nearest("qwen", known) == ""
+    assert nearest("sm", known) == ""
+
+
 @given(st.text(max_size=200), st.lists(st.text(max_size=20), max_size=5))
 def test_only_known_words_are_advised(name: str, known: list[str]) -> None:
     advice = nearest(name, known)

@@ -100,8 +100,9 @@ class Catalog:
         """
         loaded = self.entries.get(name)
         if loaded is None:
-            message = f"catalog entry {name!r} does not exist{nearest(name, self.entries)}"
-            raise NotFound(message + self._unusable(), code="entry_not_found", param="source")
+            message = f"catalog entry {name!r} does not exist (see flexinfer catalog list)"
+            message += nearest(name, self.entries) + self._unusable()
+            raise NotFound(message, code="entry_not_found", param="source")
         if not variant:
             return loaded.entry, loaded.entry.default_variant
         found = loaded.entry.variant(variant)

@@ -55,6 +55,18 @@ def advice(document: Document[CatalogEntry]) -> Iterator[Problem]:
         )
 
 
+def absent_file(
+    document: Document[CatalogEntry], is_file: Callable[[str], bool]
+) -> Iterator[Problem]:
+    """Yield a file of this machine that is not there; it may be on the one that builds. *is_file* looks at a path."""
+    source = document.value.spec.source.parsed()
+    if source.scheme == "file" and not is_file(source.path):
+        yield document.problem(
+            ("spec", "source", "uri"),
+            f"no file {source.path!r} here: a build of it ends with source_not_found",
+        )
+
+
 def unknown_licences(
     document: Document[CatalogEntry], is_listed: Callable[[str], bool]
 ) -> Iterator[Problem]:

@@ -16,6 +16,7 @@ from flexinfer.errors import FlexInferError, IntegrityError, NotFound
 from flexinfer.oci import Descriptor, Digest, Layout
 from flexinfer.oci.recovery import rebuild_index
 from flexinfer.places import Home
+from flexinfer.printable import escaped
 from flexinfer.store import Store, VerifyFailure
 from flexinfer.store_names import is_build, is_source
 from flexinfer.units import format_bytes
@@ -97,19 +98,19 @@ def inspect(
     for name in names:
         typer.echo(f"reference   {name}")
     for key, value in _model(artifact).items():
-        typer.echo(f"{key:<11} {value}")
+        typer.echo(f"{key:<11} {escaped(str(value))}")
     print_table(
         ("file", "digest", "size"),
         [(file.path, _short(file.digest), format_bytes(file.size)) for file in artifact.files],
     )
     for key, text in sorted(artifact.annotations.items()):
-        typer.echo(f"annotation  {key}: {text}")
+        typer.echo(f"annotation  {escaped(f'{key}: {text}')}")
     for _, said in evidence:
-        typer.echo(f"evidence    {said.predicate_type}: {_result(said)}")
+        typer.echo(f"evidence    {escaped(f'{said.predicate_type}: {_result(said)}')}")
         for key, value in sorted(said.predicate.items()):
-            typer.echo(f"            {key}: {json.dumps(value, ensure_ascii=False)}")
+            typer.echo(f"            {key}: {escaped(json.dumps(value, ensure_ascii=False))}")
     for note in artifact.notes:
-        typer.echo(f"note        {note}")
+        typer.echo(f"note        {escaped(note)}")
 
 
 @app.command("verify", epilog="Example: flexinfer artifact verify smollm2-135m-instruct:q8-0")
@@ -301,7 +302,7 @@ def _failure(failure: VerifyFailure) -> dict[str, str]:
 
 def _print_failures(failures: Sequence[VerifyFailure]) -> None:
     for failure in failures:
-        typer.echo(f"  {failure.code}: {failure.message}")
+        typer.echo(f"  {failure.code}: {escaped(failure.message)}")
 
 
 def _refuse(failures: Sequence[VerifyFailure]) -> None:

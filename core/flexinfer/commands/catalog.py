@@ -15,6 +15,7 @@ from flexinfer.catalog import Catalog, LoadedEntry, rules, search_paths
 from flexinfer.console import group, print_json, print_table
 from flexinfer.errors import InvalidInput, PluginNotInstalled, UnknownPlugin
 from flexinfer.places import Home
+from flexinfer.printable import escaped
 from flexinfer.settings import Settings, load, setting_files
 from flexinfer.store_names import variant_reference
 
@@ -35,7 +36,7 @@ def lint(
     catalog = Catalog.load(searched)
     problems = list(_problems(catalog))
     for line in (*problems, *_warnings(catalog)):
-        typer.echo(line)
+        typer.echo(escaped(line))
     usable = [
         left
         for one in catalog.entries.values()
@@ -110,7 +111,8 @@ def _warnings(catalog: Catalog) -> Iterator[str]:
         yield place.at(str(one.loaded.file))
     for loaded in _all(catalog):
         unlisted = rules.unknown_licences(loaded.document, _is_listed)
-        for problem in (*rules.advice(loaded.document), *unlisted):
+        absent = rules.absent_file(loaded.document, os.path.isfile)
+        for problem in (*rules.advice(loaded.document), *absent, *unlisted):
             mark = problem.mark
             yield f"{loaded.file}:{mark.line}:{mark.column}: warning: {problem.message}"
 

@@ -17,6 +17,7 @@ import typer
 from flexinfer.errors import FlexInferError, InvalidInput
 from flexinfer.exposure import check as check_exposure
 from flexinfer.places import Home
+from flexinfer.printable import escaped
 from flexinfer.process import holder, who_listens
 from flexinfer.settings import Settings, load, setting_files
 from flexinfer.toolenv import ToolEnvironment
@@ -50,7 +51,7 @@ def doctor(as_json: bool = typer.Option(False, "--json", help="Print a JSON list
     else:
         for finding in findings:
             advice = f"\n           {finding.advice}" if finding.advice else ""
-            typer.echo(f"{finding.verdict:<8} {finding.name}: {finding.found}{advice}")
+            typer.echo(f"{finding.verdict:<8} {finding.name}: {escaped(finding.found)}{advice}")
     problems = [f.name for f in findings if f.verdict == "problem"]
     if problems:
         raise typer.Exit(InvalidInput.exit_code if "settings" in problems else 1)

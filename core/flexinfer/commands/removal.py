@@ -110,7 +110,10 @@ def gc(
     else:
         found = store.collect(roots=roots, grace_s=grace_s)
         rest = store.collect_partials(grace_s)
+    freed = found.bytes + rest.bytes
     is_refused = dry_run and store.is_working
+    left = 0 if grace_s == 0 else (_freeable(home, store) or 0) + store.old_partials(0.0).bytes
+    younger = max(0, left - freed) if dry_run else left
     report: dict[str, Any] = {
         "dryRun": dry_run,
         "buildRunning": is_refused,
@@ -119,7 +122,8 @@ def gc(
         "blobBytes": found.bytes,
         "otherFiles": rest.files,
         "otherBytes": rest.bytes,
-        "freedBytes": found.bytes + rest.bytes,
+        "freedBytes": freed,
+        "youngerBytes": younger,
     }
     if as_json:
         print_json(report)
@@ -127,9 +131,14 @@ def gc(
     word = "would be freed" if dry_run else "freed"
     parts = f"{len(found.blobs)} blobs of no name, {len(found.manifests)} of them manifests"
     more = f", {rest.files} partial or quarantined files" if rest.files else ""
-    typer.echo(f"{format_bytes(found.bytes + rest.bytes)} {word}: {parts}{more}")
+    typer.echo(f"{format_bytes(freed)} {word}: {parts}{more}")
     if is_refused:
         typer.echo("not now: a build is running, and gc removes nothing until it has ended")
+    elif younger:
+        typer.echo(
+            f"{format_bytes(younger)} of no name are younger than {older_than.strip()}; "
+            "--older-than 0 takes them"
+        )
 
 
 def parse_age(text: str) -> float:

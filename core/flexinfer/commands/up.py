@@ -17,14 +17,17 @@ from flexinfer.builds import RunningBuild, running_builds
 from flexinfer.errors import Conflict, NotFound, ResourceExhausted, Unavailable
 from flexinfer.exposure import check as check_exposure
 from flexinfer.places import Home
+from flexinfer.printable import escaped
 from flexinfer.process import SingleInstance, living, procfs
 from flexinfer.process import holder as holder_of
 from flexinfer.settings import Settings, load, setting_files
 from flexinfer.units import format_bytes, format_duration
 from flexinfer.up.reading import Said
+from flexinfer.up.services import drain_s
 
 _STOP_S = 20.0
 _POLL_S = 0.1
+_MAX_SAID = 64
 
 
 def up() -> None:
@@ -46,6 +49,7 @@ def up() -> None:
         "address": settings.serve.base_url,
         "admin": settings.serve.admin_address,
         "folder": str(Path.cwd()),
+        "drainSeconds": drain_s(settings),
     }
     try:
         lock = SingleInstance.acquire(home.up_lock, about)
@@ -71,7 +75,7 @@ def status(
 ) -> None:
     """Show what runs, where it answers and what it costs.
 
-    Exit code 0 when it runs and answers, 6 when not.
+    Exit code 0 when it runs and answers, also while it drains; 6 when not.
 
     Example: flexinfer status --json
     """
@@ -125,18 +129,19 @@ def down() -> None:
         )
     pid = int(str(holder["pid"]))
     os.kill(pid, 15)
-    deadline = time.monotonic() + _STOP_S
+    limit_s = _STOP_S + float(str(holder.get("drainSeconds", 0.0)))
+    deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
         if holder_of(home.up_lock) is None:
             say(f"stopped (was process {pid})")
             return
         time.sleep(_POLL_S)
-    raise Unavailable(f"process {pid} did not end within {_STOP_S:.0f} s", code="stop_timeout")
+    raise Unavailable(f"process {pid} did not end within {limit_s:.0f} s", code="stop_timeout")
 
 
 def say(line: str) -> None:
     """Print one line for people, at once."""
-    print(line, flush=True)
+    print(escaped(line, keep="\n"), flush=True)
 
 
 def _status(home: Home) -> dict[str, Any]:
@@ -145,6 +150,7 @@ def _status(home: Home) -> dict[str, Any]:
         "home": str(home.root),
         "running": holder is not None,
         "answers": False,
+        "draining": False,
         "processes": [],
         "models": [],
         "builds": [],
@@ -152,6 +158,7 @@ def _status(home: Home) -> dict[str, Any]:
     if holder is None:
         return found
     found |= {"pid": holder["pid"], "url": holder.get("address"), "folder": holder.get("folder")}
+    found["admin"] = holder.get("admin")
     found["doing"] = holder.get("doing") or ""
     found["processes"] = _processes(home)
     found["builds"] = [one.as_tree() | {"pid": one.pid} for one in running_builds(home)]
@@ -159,13 +166,26 @@ def _status(home: Home) -> dict[str, Any]:
     headers = load(Settings, os.environ, files=setting_files(home.root)).serve.authorization
     with httpx.Client(timeout=2.0, trust_env=False) as client:
         try:
-            found["answers"] = client.get(f"{holder.get('admin')}/readyz").status_code == 200
+            found |= _readiness(client.get(f"{holder.get('admin')}/readyz"))
             if found["answers"]:
                 listed = client.get(f"{holder.get('address')}/models", headers=headers)
                 found["models"] = [model["id"] for model in listed.json().get("data", [])]
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
             found["problem"] = str(error)
     return found
+
+
+def _readiness(answer: httpx.Response) -> dict[str, Any]:
+    """Return whether the router answers requests: it does so too while it only drains."""
+    if answer.status_code == 200:
+        return {"answers": True}
+    said = answer.json()
+    status = said.get("status") if isinstance(said, dict) else None
+    if status != "draining":
+        return {"problem": str(status or "not ready")[:_MAX_SAID]}
+    if said.get("ending"):
+        return {"problem": "it is ending"}
+    return {"answers": True, "draining": True}
 
 
 def _processes(home: Home) -> list[dict[str, Any]]:
@@ -195,9 +215,14 @@ def _show_status(found: dict[str, Any]) -> None:
     if not found["running"]:
         say(f"not running (home {found['home']}); start it with `flexinfer up`")
         return
-    state = (
-        "answers" if found["answers"] else f"does not answer: {found.get('problem', 'not ready')}"
-    )
+    state = "answers"
+    if found["draining"]:
+        state = (
+            "draining: POST /drain was called; requests are answered, but /readyz is 503 until "
+            f"`curl -X DELETE {found['admin']}/drain`"
+        )
+    elif not found["answers"]:
+        state = f"does not answer: {found.get('problem', 'not ready')}"
     say(f"process {found['pid']}, started in {found['folder']}, home {found['home']}")
     say(f"{found['url']} {state}{' (' + found['doing'] + ')' if found['doing'] else ''}")
     if found.get("prefect"):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from flexinfer.errors import InvalidInput
@@ -25,6 +25,14 @@ _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _DISTRIBUTION = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9])?"
 _PINNED = re.compile(rf"({_DISTRIBUTION})==([A-Za-z0-9][A-Za-z0-9._!+-]{{0,127}})")
 _WHOLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]*")
+# A page or a file of the hub, as a browser shows its address; a `/` in the revision is %2F there too.
+_HUB = re.compile(
+    r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/(?!(?:datasets|spaces|docs|blog|collections|papers)/)"
+    r"([^/?#]+/[^/?#]+)(?:/(?:resolve|blob|raw|tree)/([^/?#]+)(?:/([^?#]+))?)?/?(?:[?#].*)?",
+    re.IGNORECASE,
+)
+_MAIN = "main"
+_PERCENT = re.compile(r"(?:%[0-9a-fA-F]{2})+")
 # Control characters, halves of surrogate pairs, line and paragraph separators: none of them can be shown.
 _UNSHOWABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
@@ -52,8 +60,8 @@ class SourceUri:
                 return f"{self.scheme}://{self.name}{inside}"
 
 
-def parse_source(text: str) -> SourceUri:
-    """Return the source that *text* names.
+def parse_source(text: str, *, advised: Sequence[str] = SCHEMES) -> SourceUri:
+    """Return the source that *text* names. *advised*: the schemes that a refusal names.
 
     Raises:
         InvalidInput: code `source_invalid`; unknown scheme (with the nearest), or a part that cannot be.
@@ -63,9 +71,11 @@ def parse_source(text: str) -> SourceUri:
     scheme, separator, rest = text.partition("://")
     scheme = scheme.lower()
     if not separator:
-        raise _bad(text, "SCHEME://… with one of " + ", ".join(SCHEMES))
+        raise _bad(text, "SCHEME://… with one of " + ", ".join(advised))
     if scheme not in SCHEMES:
-        raise _bad(text, "a scheme of " + ", ".join(SCHEMES) + nearest(scheme, SCHEMES))
+        if hub := _hub(text):
+            raise _bad(text, f"a source, not an address of the hub; did you mean {hub!r}?")
+        raise _bad(text, "a scheme of " + ", ".join(advised) + nearest(scheme, advised))
     return _PARSERS[scheme](text, rest)
 
 
@@ -99,6 +109,27 @@ def _hf(text: str, rest: str) -> SourceUri:
     if at and not is_revision(revision):
         raise _bad(text, "hf://org/repo@revision with a branch, tag or commit")
     return SourceUri(scheme="hf", name=f"{org}/{name}", revision=revision, path=path)
+
+
+def _hub(text: str) -> str:
+    """Return the source that an address of the hub leads to; empty: it leads to none."""
+    match = _HUB.fullmatch(text)
+    if match is None:
+        return ""
+    name, revision, path = (_decoded(part or "") for part in match.groups())
+    at = "" if revision in ("", _MAIN) else f"@{revision.replace('/', '%2F')}"
+    inside = f"{name}{at}/{path}" if path else f"{name}{at}"
+    try:
+        return str(parse_source(f"hf://{inside}"))
+    except InvalidInput:
+        return ""
+
+
+def _decoded(text: str) -> str:
+    """Return *text* without the percent-encoding that an address has and a source has not."""
+    return _PERCENT.sub(
+        lambda run: bytes.fromhex(run[0].replace("%", "")).decode("utf-8", "replace"), text
+    )
 
 
 def is_revision(text: str) -> bool:

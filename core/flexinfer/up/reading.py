@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from flexinfer.printable import one_line
+
 _NOT_FIELDS = frozenset(
     {"event", "level", "logger", "timestamp", "human", "exception", "exc_info", "stack"}
 )
@@ -138,5 +140,4 @@ def _traceback(event: Mapping[str, Any]) -> Iterator[str]:
 
 def _clean(text: str) -> str:
     """One line, no control characters: a log may hold what a stranger sent."""
-    plain = "".join(c if c.isprintable() else " " for c in text)
-    return plain if len(plain) <= _LONGEST else plain[: _LONGEST - 1] + "…"
+    return one_line(text, most=_LONGEST)

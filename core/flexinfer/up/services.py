@@ -29,6 +29,8 @@ class Service:
     reads: Reads
     """What it gets of the environment."""
     grace_s: float = 7.0
+    is_last_to_end: bool = False
+    """It ends when the others have: they use it until then."""
 
 
 def services(settings: Settings, environ: Mapping[str, str]) -> tuple[Service, ...]:
@@ -39,13 +41,15 @@ def services(settings: Settings, environ: Mapping[str, str]) -> tuple[Service, .
             argv=("operator", "--local"),
             is_essential=True,
             reads=OPERATOR,
+            # Its engines write the answers that the router drains.
+            is_last_to_end=True,
         ),
         Service(
             name="serve",
             argv=("serve",),
             is_essential=True,
             reads=ROUTER,
-            grace_s=settings.serve.drain_delay_s + settings.serve.drain_timeout_s + 2.0,
+            grace_s=drain_s(settings) + 2.0,
         ),
     ]
     if settings.prefect.enabled:
@@ -67,6 +71,11 @@ def services(settings: Settings, environ: Mapping[str, str]) -> tuple[Service, .
             )
         )
     return tuple(found)
+
+
+def drain_s(settings: Settings) -> float:
+    """Return how long the router goes on at most once it was told to end, in seconds."""
+    return settings.serve.drain_delay_s + settings.serve.drain_timeout_s
 
 
 def command(service: Service) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -30,11 +29,14 @@ from flexinfer.toolenv import ToolEnvironment
 from flexinfer.up import router, starter
 from flexinfer.up.ending import failure
 from flexinfer.up.example import KEY_VARIABLE, curl
-from flexinfer.up.services import Service, command, restart_delay_s, services
+from flexinfer.up.services import Service, command, drain_s, restart_delay_s, services
+from flexinfer.up.signals import Signals
 from flexinfer.up.terminal import Follower, Terminal, installing, last_lines, own_name
 
 TOOLS = ("llamacpp", "gguf")
 _POLL_S = 0.1
+_QUIET_STOP_S = 1.5
+_HELD_S = 3.0
 _QUESTION = "What is the capital of France? Answer briefly."
 
 
@@ -46,6 +48,8 @@ class _Running:
     """What it wrote since its last start."""
     exits_s: list[float] = field(default_factory=list)
     gave_up: bool = False
+    not_started: FlexInferError | None = None
+    """Why the last try to start it again failed."""
 
 
 @dataclass(slots=True)
@@ -58,11 +62,16 @@ class Session:
     terminal: Terminal
     note: Callable[[str], None] = lambda _: None
     """Told what it is at, for `flexinfer status`; empty: it is ready."""
+    delay_s: Callable[..., float | None] = restart_delay_s
     _running: dict[str, _Running] = field(default_factory=dict)
     _followers: list[Follower] = field(default_factory=list)
     _quiet: bool = False
+    """What children say is not shown."""
+    _is_held: bool = False
+    """What children say is shown later."""
     _stop: asyncio.Event = field(default_factory=asyncio.Event)
     _failure: FlexInferError | None = None
+    _bug: BaseException | None = None
 
     async def run(self) -> None:
         """Start everything, say `ready`, and return when it was told to stop and all has ended.
@@ -71,7 +80,7 @@ class Session:
             InvalidInput: code `port_taken`.
             ProcessFailed: an essential child cannot be kept running, or the first build failed.
         """
-        with _signals(self._stop, self._kill_all):
+        with Signals(self._stop, self._kill_all):
             try:
                 await self._end_orphans()
                 self._warn_of_exposed_keys()
@@ -81,8 +90,8 @@ class Session:
                     await self._stop.wait()
             finally:
                 await self._stop_all()
-        if self._failure is not None:
-            raise self._failure
+        if (error := self._failure or self._bug) is not None:
+            raise error
 
     async def _start_all(self) -> None:
         self.note("installing the tools")
@@ -92,11 +101,12 @@ class Session:
             await self._start(service)
         watchers = [asyncio.create_task(self._watch(r)) for r in self._running.values()]
         watchers.append(asyncio.create_task(self._follow()))
+        for watcher in watchers:
+            watcher.add_done_callback(self._watcher_ended)
         try:
             await router.until_served(self.settings.serve, await self._first_build())
             self.note("")
-            self._say_ready(await self._a_model())
-            await self._say_prefect()
+            await self._say_ready(await self._a_model())
             await self._stop.wait()
         finally:
             for watcher in watchers:
@@ -198,19 +208,31 @@ class Session:
                 return
             now_s = time.monotonic()
             running.exits_s = [*running.exits_s, now_s][-16:]
-            delay_s = restart_delay_s(running.exits_s, now_s=now_s, code=code)
+            delay_s = self.delay_s(running.exits_s, now_s=now_s, code=code)
             name = running.service.name
             if delay_s is None:
                 self._give_up(running, code)
                 return
             self.terminal.say(f"{name} ended with {code}; starting it again in {delay_s:.1f} s")
             await asyncio.sleep(delay_s)
-            await self._start(running.service)
+            try:
+                running.not_started = None
+                await self._start(running.service)
+            except FlexInferError as error:
+                # The end that it had counts once more; where it did start, this goes on with the new one.
+                running.not_started = error
+                self.terminal.say(f"{name} cannot be started again: {error.message}")
+
+    def _watcher_ended(self, watcher: asyncio.Task[None]) -> None:
+        """Nobody would see what it no longer watches: its error is the end of all."""
+        if not watcher.cancelled() and (error := watcher.exception()) is not None:
+            self._bug = self._bug or error
+            self._stop.set()
 
     def _give_up(self, running: _Running, code: int) -> None:
         running.gave_up = True
         name, said = running.service.name, last_lines(running.said)
-        why = failure(name, code=code, times=len(running.exits_s), said=said)
+        why = running.not_started or failure(name, code=code, times=len(running.exits_s), said=said)
         if running.service.is_essential:
             self._failure = why
             self._stop.set()
@@ -221,10 +243,11 @@ class Session:
         while True:
             if self.terminal.look():
                 self._stop.set()
-            for follower in self._followers:
-                for line in follower.new_lines():
-                    if not self._quiet:
-                        self.terminal.say(line)
+            for follower in () if self._is_held else self._followers:
+                with suppress(OSError):  # what cannot be read now is read later
+                    for line in follower.new_lines():
+                        if not self._quiet:
+                            self.terminal.say(line)
             await asyncio.sleep(_POLL_S)
 
     # -- the first model, and `ready`
@@ -272,7 +295,19 @@ class Session:
         )
         return starter.MODEL if starter.MODEL in listed or not listed else listed[0]
 
-    def _say_ready(self, model: str) -> None:
+    async def _say_ready(self, model: str) -> None:
+        """Say what to do now. The lines of children wait, so that they do not stand between it and Prefect's."""
+        async with asyncio.TaskGroup() as group:
+            prefect = group.create_task(self._prefect_line())
+            self._is_held = True
+            self._say_how_to_try(model)
+            await asyncio.wait([prefect], timeout=_HELD_S)
+            self._is_held = prefect.done()
+            if line := await prefect:
+                self.terminal.say(line)
+            self._is_held = False
+
+    def _say_how_to_try(self, model: str) -> None:
         url = self.settings.serve.base_url
         has_keys = bool(self.settings.serve.api_keys)
         ask = curl(url, model, _QUESTION, is_key_wanted=has_keys)
@@ -287,30 +322,47 @@ class Session:
             f"  stop      Ctrl-C here, or `{own_name()} down` in another terminal"
         )
 
-    async def _say_prefect(self) -> None:
+    async def _prefect_line(self) -> str:
+        """Return where Prefect answers, once it does; empty: it is not wanted."""
         if not self.settings.prefect.enabled:
-            return
+            return ""
+        users = self.environ.get("PREFECT_API_URL")
         file = self.home.prefect_record
         deadline = time.monotonic() + self.settings.prefect.start_timeout_s
         async with _client() as client:
             while time.monotonic() < deadline:
-                url = self.environ.get("PREFECT_API_URL") or _recorded_url(file)
+                ours = self._running.get("prefect")
+                if ours is not None and ours.gave_up:
+                    return "  Prefect   ended; each build tries to start it: see `flexinfer logs prefect`"
+                url = users or _recorded_url(file)
                 if url is not None:
                     with suppress(httpx.HTTPError):
                         if (await client.get(f"{url.rstrip('/')}/health")).status_code == 200:
-                            self.terminal.say(
-                                f"  Prefect   {url.removesuffix('/api')} (builds and their runs)"
-                            )
-                            return
+                            return f"  Prefect   {url.removesuffix('/api')} (builds and their runs)"
                 await asyncio.sleep(0.5)
-        self.terminal.say("  Prefect   not there; builds still work: see `flexinfer logs prefect`")
+        if users:
+            return f"  Prefect   {users} does not answer; builds fail until it does"
+        return "  Prefect   does not answer; builds wait for it: see `flexinfer logs prefect`"
 
     # -- the end
 
     async def _stop_all(self) -> None:
         self._stop.set()
-        children = [r.child for r in self._running.values() if r.child is not None]
-        await asyncio.gather(*(child.stop() for child in children), return_exceptions=True)
+        for is_last in (False, True):
+            stops = {
+                asyncio.create_task(running.child.stop(), name=running.service.name)
+                for running in self._running.values()
+                if running.child is not None and running.service.is_last_to_end is is_last
+            }
+            if not stops:
+                continue
+            _, late = await asyncio.wait(stops, timeout=_QUIET_STOP_S)
+            if any(stop.get_name() == "serve" for stop in late):
+                self.terminal.say(
+                    f"stopping: running answers have up to {drain_s(self.settings):.0f} s; "
+                    "Ctrl-C again ends everything now"
+                )
+            await asyncio.gather(*stops, return_exceptions=True)
         for file in self.home.up_records.glob("*.json"):
             file.unlink(missing_ok=True)
 
@@ -318,29 +370,6 @@ class Session:
         for running in self._running.values():
             if running.child is not None:
                 running.child.kill()
-
-
-class _signals:
-    """While it lasts, the first signal asks to stop and the second kills."""
-
-    def __init__(self, stop: asyncio.Event, kill: Callable[[], None]) -> None:
-        self._stop = stop
-        self._kill = kill
-
-    def __enter__(self) -> None:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, self._on_signal)
-
-    def __exit__(self, *_: object) -> None:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.remove_signal_handler(number)
-
-    def _on_signal(self) -> None:
-        if self._stop.is_set():
-            self._kill()
-        self._stop.set()
 
 
 @asynccontextmanager

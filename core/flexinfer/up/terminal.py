@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flexinfer.printable import one_line
 from flexinfer.process import LogReader
 from flexinfer.up.reading import is_echo
 
@@ -64,8 +65,7 @@ def _cause(event: dict[str, Any]) -> str:
 
 def _clean(text: str) -> str:
     """One line, no control characters: a log may hold what a stranger sent."""
-    plain = "".join(c if c.isprintable() else " " for c in text)
-    return plain if len(plain) <= _LONGEST else plain[: _LONGEST - 1] + "…"
+    return one_line(text, most=_LONGEST)
 
 
 def last_lines(reader: LogReader | None, *, lines: int = 50) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ def entry_text(
     name: str,
     *,
     repository: str = "",
-    uri: str = "file:///m.gguf",
+    uri: str = "pypi://d==1/m.gguf",
     license: str = "MIT",
 ) -> str:
     return ENTRY.format(name=name, uri=uri, license=license, repository=repository or name)

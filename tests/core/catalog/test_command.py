@@ -69,6 +69,21 @@ def test_lint_warns_of_an_entry_that_is_not_used_and_of_one_that_moves(write: Wr
     assert f"{first}:5:17: warning: no revision" in result.stdout
 
 
+def test_lint_warns_of_a_file_that_is_not_there(tmp_path: Path, write: Write) -> None:
+    file = tmp_path / "m.gguf"
+    entry = write("m.yaml", uri=f"file://{file}")
+    result = _run("lint", entry)
+    assert (result.exit_code, result.stdout.splitlines()) == (
+        0,
+        [
+            f"{entry}:5:17: warning: no file '{file}' here: a build of it ends with source_not_found",
+            "ok: 1 entry, 2 variants",
+        ],
+    )
+    file.touch()
+    assert _run("lint", entry).stdout == "ok: 1 entry, 2 variants\n"
+
+
 def test_lint_names_a_path_that_is_not_there() -> None:
     result = _run("lint", "absent")
     assert result.exit_code == 2
@@ -86,7 +101,7 @@ def test_list_shows_each_entry_with_where_it_is_from(write: Write) -> None:
     file = write("catalogs/m.yaml", "mine")
     result = _run("list", "--wide")
     row = next(line for line in result.stdout.splitlines() if line.startswith("mine "))
-    assert row.split() == ["mine", "q8-0", "q4-0", "MIT", "file:///m.gguf", str(file)]
+    assert row.split() == ["mine", "q8-0", "q4-0", "MIT", "pypi://d==1/m.gguf", str(file)]
     assert any(line.startswith("smollm2-135m-instruct ") for line in result.stdout.splitlines())
 
 
@@ -103,7 +118,7 @@ def test_json_has_the_reference_of_each_variant(write: Write) -> None:
     rows = {row["entry"]: row for row in json.loads(_run("list", "--json").stdout)}
     assert rows["mine"] == {
         "entry": "mine",
-        "source": "file:///m.gguf",
+        "source": "pypi://d==1/m.gguf",
         "license": "MIT",
         "repository": "team/mine",
         "variants": [

@@ -79,10 +79,21 @@ def test_a_variant_is_found_and_the_first_where_none_is_named(tmp_path: Path, wr
 def test_an_unknown_entry_names_the_nearest(tmp_path: Path, write: Write) -> None:
     write("m.yaml", "smollm2")
     with pytest.raises(
-        NotFound, match="'smolm2' does not exist; did you mean 'smollm2'"
+        NotFound, match=r"'smolm2' does not exist \(.*\); did you mean 'smollm2'"
     ) as refused:
         Catalog.load([tmp_path]).find("smolm2")
     assert refused.value.code == "entry_not_found"
+
+
+def test_an_unknown_entry_names_the_one_that_it_begins_and_where_all_are(
+    tmp_path: Path, write: Write
+) -> None:
+    write("m.yaml", "smollm2-135m-instruct")
+    catalog = Catalog.load([tmp_path])
+    with pytest.raises(NotFound, match="did you mean 'smollm2-135m-instruct'"):
+        catalog.find("smollm2")
+    with pytest.raises(NotFound, match=r"'nope' does not exist \(see flexinfer catalog list\)$"):
+        catalog.find("nope")
 
 
 def test_an_unknown_variant_names_the_known_and_the_nearest(tmp_path: Path, write: Write) -> None:

@@ -74,6 +74,39 @@ def test_an_unknown_scheme_names_the_nearest() -> None:
         parse_source("pypy://a==1/b")
 
 
+@pytest.mark.parametrize(
+    ("address", "source"),
+    [
+        ("https://huggingface.co/Org/repo/blob/main/sub/m.gguf", "hf://Org/repo/sub/m.gguf"),
+        ("https://huggingface.co/Org/repo/resolve/main/m.gguf?download=true", "hf://Org/repo/m.gguf"),
+        (f"http://hf.co/Org/repo/resolve/{COMMIT}/m.gguf", f"hf://Org/repo@{COMMIT}/m.gguf"),
+        ("https://huggingface.co/Org/repo/blob/refs%2Fpr%2F1/m.gguf", "hf://Org/repo@refs%2Fpr%2F1/m.gguf"),
+        ("https://huggingface.co/Org/repo/blob/main/My%20Model.gguf", "hf://Org/repo/My Model.gguf"),
+        ("https://huggingface.co/Org/repo/tree/v1", "hf://Org/repo@v1"),
+        ("https://huggingface.co/Org/repo/", "hf://Org/repo"),
+    ],
+)  # fmt: skip
+def test_an_address_of_the_hub_is_refused_with_its_source(address: str, source: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        parse_source(address)
+    assert refused.value.message.endswith(f"; did you mean {source!r}?")
+    assert parse_source(source)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://example.com/Org/repo/blob/main/m.gguf", "https://huggingface.co/Org",
+        "https://huggingface.co/datasets/Org/repo/blob/main/m.gguf", "https://huggingface.co/a b/c",
+        "https://huggingface.co/Org/repo/blob/main/%2e%2e/m.gguf", "https://huggingface.co.evil/a/b",
+        "https://huggingface.co/Org/repo/blob/main/%00.gguf",
+    ],
+)  # fmt: skip
+def test_an_address_of_anything_else_is_refused_with_the_schemes(address: str) -> None:
+    with pytest.raises(InvalidInput, match=r"a scheme of file, hf$"):
+        parse_source(address, advised=("file", "hf"))
+
+
 @given(
     st.text(max_size=60)
     | st.builds(

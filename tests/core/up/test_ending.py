@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 
 import pytest
 
-from flexinfer.errors import Conflict, InvalidInput, ProcessFailed
+from flexinfer.errors import Conflict, InvalidInput, ProcessFailed, ResourceExhausted
 from flexinfer.places import Home
 from flexinfer.process import LogReader
 from flexinfer.programs import ROUTER
@@ -59,3 +60,69 @@ def test_a_child_that_ends_at_once_is_told_without_the_lines_of_older_runs(
     assert why is not None
     assert (why.code, why.exit_code) == ("fleet_file_unreadable", 2)
     assert "another day" not in why.message
+
+
+ONE = Service(name="serve", argv=("--version",), is_essential=True, reads=ROUTER)
+"""Ends at once, with 0."""
+
+
+def soon(exits_s: list[float], *, now_s: float, code: int) -> float | None:
+    """Return the delay before another start: none at all, three times."""
+    return 0.0 if len(exits_s) <= 3 else None
+
+
+def test_a_child_whose_record_cannot_be_written_is_watched_and_given_up_in_the_end(
+    home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home.up_records.mkdir()
+    session = Session(home, Settings(), {}, Terminal(), delay_s=soon)
+
+    async def watch() -> None:
+        await session._start(ONE)
+        shutil.rmtree(home.up_records)
+        home.up_records.touch()
+        await session._watch(session._running["serve"])
+
+    asyncio.run(watch())
+    assert session._stop.is_set()
+    assert session._failure is not None
+    assert session._failure.code == "disk_error"
+    assert capsys.readouterr().out.count("serve cannot be started again: ") >= 2
+
+
+def test_one_that_can_be_started_again_after_all_is_as_good_as_new(home: Home) -> None:
+    home.up_records.touch()
+    session = Session(home, Settings(), {}, Terminal(), delay_s=soon)
+
+    async def watch() -> None:
+        with pytest.raises(ResourceExhausted):
+            await session._start(ONE)
+        watching = asyncio.create_task(session._watch(session._running["serve"]))
+        while session._running["serve"].not_started is None:
+            await asyncio.sleep(0.01)
+        home.up_records.unlink()
+        home.up_records.mkdir()
+        await watching
+
+    async def bounded() -> None:
+        async with asyncio.timeout(120):
+            await watch()
+
+    asyncio.run(bounded())
+    assert session._failure is not None
+    assert session._failure.code == "service_failed"  # what it ends with itself, not the record
+
+
+def test_what_no_longer_watches_ends_all_with_its_error(home: Home) -> None:
+    session = Session(home, Settings(), {}, Terminal())
+
+    async def breaks() -> None:
+        raise RecursionError("a bug")
+
+    async def run() -> None:
+        watcher = asyncio.create_task(breaks())
+        watcher.add_done_callback(session._watcher_ended)
+        await session._stop.wait()
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+    assert isinstance(session._bug, RecursionError)

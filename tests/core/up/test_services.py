@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexinfer.programs import BUILD, OPERATOR, PREFECT_SERVER, ROUTER
-from flexinfer.settings import PrefectSection, Settings
-from flexinfer.up.services import MAX_EXITS, WINDOW_S, restart_delay_s, services
+from flexinfer.settings import PrefectSection, ServeSection, Settings
+from flexinfer.up.services import MAX_EXITS, WINDOW_S, drain_s, restart_delay_s, services
 
 
 def names(settings: Settings, environ: dict[str, str]) -> list[str]:
@@ -38,6 +38,18 @@ def test_each_service_gets_what_it_reads() -> None:
         "prefect": PREFECT_SERVER,
         "pipelines": BUILD,
     }
+
+
+def test_the_operator_whose_engines_answer_ends_after_the_router_that_drains() -> None:
+    found = services(Settings(), {})
+    assert [service.name for service in found if service.is_last_to_end] == ["operator"]
+
+
+def test_the_router_is_not_killed_while_it_drains() -> None:
+    settings = Settings(serve=ServeSection(drain_delay_s=3.0, drain_timeout_s=40.0))
+    assert drain_s(settings) == 43.0
+    (router,) = (one for one in services(settings, {}) if one.name == "serve")
+    assert router.grace_s > 43.0
 
 
 def test_each_start_waits_longer() -> None:
