@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI, Request
+from collections.abc import Collection
+
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
@@ -15,18 +17,18 @@ from flexinfer_serving.api.guard import App, Guard
 from flexinfer_serving.openai import errors
 from flexinfer_serving.router import Router
 
+_BASE = "/v1"
+
 
 def create_app(router: Router) -> App:
     """Return the public application."""
-    app = _bare()
-    app.include_router(openai.routes(router))
+    app = _serving(openai.routes(router))
     return Guard(app, router)
 
 
 def create_admin_app(router: Router) -> App:
     """Return the admin application. On loopback it asks for no key: it is for the machine and its monitoring."""
-    app = _bare()
-    app.include_router(admin.routes(router))
+    app = _serving(admin.routes(router))
     given = router.section
     section = ServeSection(
         host=given.admin_host,
@@ -36,9 +38,11 @@ def create_admin_app(router: Router) -> App:
     return Guard(app, router, section=section)
 
 
-def _bare() -> FastAPI:
-    """Return an application without documentation pages, whose errors are all in OpenAI's shape."""
+def _serving(api: APIRouter) -> FastAPI:
+    """Return an application of *api* without documentation pages, whose errors are all in OpenAI's shape."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app.include_router(api)
+    served = frozenset(str(getattr(route, "path", "")) for route in api.routes)
 
     @app.exception_handler(FlexInferError)
     async def ours(request: Request, error: FlexInferError) -> Response:
@@ -54,7 +58,8 @@ def _bare() -> FastAPI:
             refused.headers.update(error.headers or {})  # Allow
             return refused
         if error.status_code == 404:
-            return _response(NotFound(f"there is nothing at {path}", code="unknown_path"))
+            message = f"there is nothing at {path}{_near(path, served)}"
+            return _response(NotFound(message, code="unknown_path"))
         return _response(InvalidInput(str(error.detail)[:256], code="bad_request"))
 
     @app.exception_handler(RequestValidationError)
@@ -67,6 +72,12 @@ def _bare() -> FastAPI:
         return _response(FlexInferError("internal error; the router's log has it"))
 
     return app
+
+
+def _near(path: str, served: Collection[str]) -> str:
+    """Return where *path* is, if its `/v1` is missing or there twice, as it is with a wrong base URL."""
+    meant = path.removeprefix(_BASE) if path.startswith(_BASE * 2) else _BASE + path
+    return f"; it is at {meant}: a base URL ends with {_BASE}, once" if meant in served else ""
 
 
 def _response(error: FlexInferError) -> Response:

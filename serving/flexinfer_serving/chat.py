@@ -12,11 +12,12 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, TextIO
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import httpx
 import typer
 
+from flexinfer.endpoint import KEY_ADVICE, Endpoint, find_endpoint
 from flexinfer.errors import (
     FlexInferError,
     InvalidInput,
@@ -26,7 +27,7 @@ from flexinfer.errors import (
     Unavailable,
 )
 from flexinfer.places import Home
-from flexinfer.settings import ServeSection, Settings, load, setting_files
+from flexinfer.settings import Settings, load, setting_files
 from flexinfer_serving.chat_stream import (
     Done,
     Failed,
@@ -45,6 +46,7 @@ TEMPERATURE = 0.2
 SILENCE_S = 180.0
 MAX_ERROR_BYTES = 64 * 1024
 MAX_KEY_BYTES = 4096
+_KEY_ADVICE = f"; name one with --key-file or, for this machine's own router, {KEY_ADVICE}"
 HELP = "/new starts over, /exit or Ctrl-D leaves, Ctrl-C stops an answer"
 
 _BY_STATUS: dict[int, type[FlexInferError]] = {
@@ -61,7 +63,8 @@ _BY_STATUS: dict[int, type[FlexInferError]] = {
 def chat(
     model: Annotated[str, typer.Argument(help="The model's name, as `flexinfer model ls` has it.")],
     url: Annotated[
-        str | None, typer.Option(help="The router's address; by default this machine's, as set.")
+        str | None,
+        typer.Option(help="The router's address; by default that of `flexinfer up`, else as set."),
     ] = None,
     message: Annotated[
         str | None, typer.Option("--message", "-m", help="Ask this, print the answer, and end.")
@@ -82,7 +85,7 @@ def chat(
     headers = {"authorization": f"Bearer {_key(key_file)}"} if key_file else {}
     if url is None:
         own = own_router(os.environ)
-        url, headers = own.base_url, headers or own.authorization
+        url, headers = own.url, headers or own.headers
     elif not urlsplit(url).path.strip("/"):
         url = url.rstrip("/") + "/v1"
     timeout = httpx.Timeout(SILENCE_S, connect=5.0)
@@ -98,6 +101,7 @@ def chat(
             temperature=temperature,
         )
         if message is None:
+            talk.check()
             converse(talk, _prompt)
             return
         try:
@@ -106,13 +110,14 @@ def chat(
             raise typer.Exit(130) from None
 
 
-def own_router(environ: Mapping[str, str]) -> ServeSection:
-    """Return the settings of this machine's router: where it is, and what header it wants.
+def own_router(environ: Mapping[str, str]) -> Endpoint:
+    """Return this machine's router: where it is, and what header it wants.
 
     Raises:
         InvalidInput: code `bad_settings`.
     """
-    return load(Settings, environ, files=setting_files(Home.find(environ).root)).serve
+    home = Home.find(environ)
+    return find_endpoint(home, load(Settings, environ, files=setting_files(home.root)))
 
 
 def converse(talk: Talk, read: Callable[[], str | None]) -> None:
@@ -153,6 +158,25 @@ class Talk:
     out: TextIO = field(default_factory=lambda: sys.stdout)
     err: TextIO = field(default_factory=lambda: sys.stderr)
     messages: list[dict[str, str]] = field(default_factory=list)
+
+    def check(self) -> None:
+        """Ask for the model itself: who is told of a wrong name or key has typed nothing yet.
+
+        Raises:
+            FlexInferError: there is no such model, the key is refused, or nobody answers. Other answers are no
+                verdict: not every server has this path, and a router that has just started knows no models.
+        """
+        try:
+            with self.client.stream(
+                "GET", f"{self.url}/models/{quote(self.model, safe='')}"
+            ) as got:
+                if got.status_code == 200:
+                    return
+                refused = _refusal(got)
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            raise self._unreachable(error) from error
+        if isinstance(refused, Unauthorized) or refused.code == "model_not_found":
+            raise refused
 
     def ask(self, text: str) -> str:
         """Ask, show the answer while it comes, remember both, and return it.
@@ -325,7 +349,10 @@ def _refusal(got: httpx.Response) -> FlexInferError:
     kind = _BY_STATUS.get(got.status_code, Unavailable)
     code = told.code if tree is not None else f"http_{got.status_code}"
     after = got.headers.get("retry-after", "")
-    return kind(told.message, code=code, retry_after_s=float(after) if after.isdecimal() else None)
+    advice = _KEY_ADVICE if code == "invalid_api_key" else ""
+    return kind(
+        told.message + advice, code=code, retry_after_s=float(after) if after.isdecimal() else None
+    )
 
 
 def _advice(error: FlexInferError) -> str:
@@ -349,9 +376,14 @@ def _key(path: Path) -> str:
 
 def _prompt() -> str | None:
     """Return the next line that the user types; None when there is none. Ctrl-C only drops the line."""
+    prompt = "> " if sys.stdin.isatty() else ""
     while True:
         try:
-            return input("> ")
+            if not sys.stdout.isatty():  # there `input` writes its prompt among the answers
+                sys.stderr.write(prompt)
+                sys.stderr.flush()
+                return input()
+            return input(prompt)
         except EOFError:
             return None
         except KeyboardInterrupt:

@@ -138,7 +138,7 @@ class Exchange:
         self._account.read(is_stream=request.is_stream, dropped=request.dropped)
         model = self._router.dispatcher.find(request.model)
         self._account.found(model)
-        if str(self._endpoint) not in model.endpoints:
+        if model.endpoints and str(self._endpoint) not in model.endpoints:
             raise NotFound(
                 f"engine {model.backend!r} does not serve /v1/{self._endpoint} for model {model.name!r}",
                 code="unsupported_endpoint",

@@ -57,7 +57,8 @@ class Router:
             default=section.default_max_tokens, maximum=section.max_max_tokens
         )
         self.active: set[Stoppable] = set()
-        self.is_draining = False
+        self.is_ending = False
+        self._is_drain_wanted = False
         self._source = source
         self._engine_named = engine_named
         self._engines: dict[str, Engine] = {}
@@ -75,6 +76,11 @@ class Router:
     @property
     def is_ready(self) -> bool:
         return not self.is_draining and self.dispatcher.snapshot is not None
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether no new requests are wanted: somebody said so, or the process ends."""
+        return self._is_drain_wanted or self.is_ending
 
     def engine(self, model: FleetModel) -> Engine:
         """Return the plug-in that talks to *model*'s replicas.
@@ -101,12 +107,26 @@ class Router:
             await self.forwarder.close()
 
     def begin_drain(self) -> None:
-        """Say that no new requests are wanted; those that come are still served."""
-        self.is_draining = True
+        """Say that no new requests are wanted; those that come are still served. Idempotent."""
+        self._is_drain_wanted = True
+
+    def end_drain(self) -> None:
+        """Take `begin_drain` back. Idempotent.
+
+        Raises:
+            Unavailable: code `router_stopping`: the process ends, and that is not taken back.
+        """
+        if self.is_ending:
+            raise self.stopping_error()
+        self._is_drain_wanted = False
+
+    def begin_end(self) -> None:
+        """Say that the process ends: as `begin_drain`, and for good."""
+        self.is_ending = True
 
     def stop(self) -> None:
         """End what still runs, each with an error that says so."""
-        self.begin_drain()
+        self.begin_end()
         for exchange in tuple(self.active):
             exchange.stop()
 

@@ -109,7 +109,7 @@ class Worker:
         """1. not ready  2. still listening  3. finish what runs  4. end what still runs  5. close."""
         public, admin = servers
         router, section = self._router, self._section
-        router.begin_drain()
+        router.begin_end()
         log.info("router_draining", active=len(router.active))
         await asyncio.sleep(section.drain_delay_s)
         public.should_exit = True

@@ -18,8 +18,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from flexinfer.errors import FlexInferError, InvalidInput, NotFound, Overloaded, Unavailable
-from flexinfer.process import free_port
+from flexinfer.errors import (
+    FlexInferError,
+    InvalidInput,
+    NotFound,
+    Overloaded,
+    Unauthorized,
+    Unavailable,
+)
+from flexinfer.places import Home
+from flexinfer.process import SingleInstance, free_port
 from flexinfer_serving.chat import Talk, chat, converse
 from flexinfer_serving.chat_stream import (
     MAX_LINE_BYTES,
@@ -52,6 +60,9 @@ class Router:
     parts: tuple[str, ...] = (piece("Pa"), piece("ris."), END)
     asked: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
+    looked_for: list[str] = field(default_factory=list)
+    looked: tuple[int, str] = (200, "{}")
+    """The status and body of a look for a model."""
     is_endless: bool = False
     client_left: threading.Event = field(default_factory=threading.Event)
 
@@ -75,6 +86,12 @@ def router() -> Iterator[Router]:
                     self.wfile.write(piece("more ").encode())
             except OSError:
                 told.client_left.set()
+
+        def do_GET(self) -> None:
+            told.looked_for.append(self.path)
+            self.send_response(told.looked[0])
+            self.end_headers()
+            self.wfile.write(told.looked[1].encode())
 
         def log_message(self, *_: object) -> None:
             pass
@@ -235,10 +252,10 @@ def test_a_terminal_is_not_commanded_by_a_model(talk: Talk, router: Router) -> N
     assert talk.ask("x") == "]0;titlea[31mbc\n\td"
 
 
-def run(*arguments: str) -> Any:
+def run(*arguments: str, typed: str | None = None) -> Any:
     app = typer.Typer()
     app.command()(chat)
-    return CliRunner().invoke(app, list(arguments))
+    return CliRunner().invoke(app, list(arguments), input=typed)
 
 
 def test_one_question_is_answered_on_standard_output(router: Router, tmp_path: Path) -> None:
@@ -263,6 +280,57 @@ def test_without_an_address_the_settings_name_the_router_and_the_key(
     monkeypatch.setenv("FLEXINFER_SERVE__API_KEYS", "fxi_own")
     assert run("smol", "-m", "x").exit_code == 0
     assert router.keys == ["Bearer fxi_own"]
+
+
+def test_without_an_address_the_running_up_says_where_it_listens(
+    router: Router, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLEXINFER_HOME", str(tmp_path))
+    monkeypatch.setenv("FLEXINFER_SERVE__PORT", str(free_port()))
+    lock = Home(tmp_path).prepare().up_lock
+    with SingleInstance.acquire(lock, {"what": "up", "address": router.url}):
+        result = run("smol", "-m", "x")
+    assert (result.exit_code, result.stdout) == (0, "Paris.\n")
+
+
+def test_no_prompt_is_written_where_nobody_types(router: Router) -> None:
+    result = run("smol", "--url", router.url, typed="hi\n")
+    assert (result.exit_code, result.stdout) == (0, "Paris.\n")
+    assert "> " not in result.stderr
+    assert router.looked_for == ["/v1/models/smol"]
+
+
+def test_a_model_that_is_not_there_is_said_before_anything_is_typed(router: Router) -> None:
+    router.looked = (404, '{"error":{"message":"there is none","code":"model_not_found"}}')
+    result = run("a/b?", "--url", router.url, typed="hi\n")
+    assert isinstance(result.exception, NotFound)
+    assert router.looked_for == ["/v1/models/a%2Fb%3F"]
+    assert (router.asked, result.stdout) == ([], "")
+
+
+def test_a_wrong_key_is_said_with_where_keys_are_set(router: Router) -> None:
+    refused = '{"error":{"message":"no or wrong API key","code":"invalid_api_key"}}'
+    router.looked, router.status, router.parts = (401, refused), 401, (refused,)
+    for more in ((), ("-m", "x")):
+        result = run("smol", "--url", router.url, *more)
+        assert isinstance(result.exception, Unauthorized)
+        assert "FLEXINFER_SERVE__API_KEYS" in result.exception.message
+        assert "--key-file" in result.exception.message
+
+
+@pytest.mark.parametrize("looked", [(404, "not found"), (503, "{}")])
+def test_a_server_that_does_not_tell_of_its_models_is_asked_all_the_same(
+    router: Router, looked: tuple[int, str]
+) -> None:
+    router.looked = looked
+    assert run("smol", "--url", router.url, typed="hi\n").stdout == "Paris.\n"
+
+
+def test_a_conversation_with_nobody_does_not_begin() -> None:
+    result = run("smol", "--url", f"http://127.0.0.1:{free_port()}/v1", typed="hi\n")
+    assert isinstance(result.exception, Unavailable)
+    assert result.exception.code == "router_unreachable"
 
 
 def test_without_a_key_none_is_sent(router: Router) -> None:

@@ -49,6 +49,12 @@ def test_a_request_in_flight_is_finished_before_the_end() -> None:
                 await engine.arrived.wait()
                 router.worker.end()
                 await until(lambda: router.router.is_draining)
+                answer = await router.admin.get("/readyz")
+                assert answer.status_code == 503
+                assert answer.json() == {"status": "draining", "ending": True}
+                refused = await router.admin.delete("/drain")
+                assert refused.status_code == 503
+                assert refused.json()["error"]["code"] == "router_stopping"
                 assert (await router.admin.get("/readyz")).status_code == 503
                 release.set()
                 assert (await ask).status_code == 200

@@ -171,6 +171,23 @@ def test_a_failed_load_is_503_at_once_with_the_cause() -> None:
     run(test)
 
 
+def test_a_model_that_was_never_bound_tells_its_cause_not_a_missing_endpoint() -> None:
+    """What its engine offers is not known: nothing may be said of that."""
+
+    async def test() -> None:
+        failure = Failure(code="config_invalid", message="spec.config.slotz: unknown key")
+        at = replace(COLD, endpoints=(), failure=failure)
+        async with cold(scripts.answers(), at) as (router, fleet, engine):
+            response = await router.chat()
+            assert response.status_code == 503
+            assert response.json()["error"]["code"] == "model_failed"
+            assert "slotz" in response.json()["error"]["message"]
+            fleet.publish(replace(ready(engine), endpoints=()))
+            assert (await router.chat()).status_code == 200
+
+    run(test)
+
+
 def test_a_full_queue_is_429_with_retry_after() -> None:
     async def test() -> None:
         async with cold(scripts.answers(), max_queue_requests=1) as (router, fleet, engine):

@@ -83,7 +83,10 @@ def test_values_reach_the_engine_as_the_client_wrote_them() -> None:
         "extra_args",
         "cache_prompt",
         "user",
-        "made_up",
+        "top_k",
+        "min_p",
+        "repeat_penalty",
+        "temprature",
     ],
 )
 def test_fields_of_an_engine_are_dropped_and_named(name: str) -> None:

@@ -93,12 +93,26 @@ def test_known_paths_that_no_engine_serves_name_the_engine() -> None:
     serving(test)
 
 
+@pytest.mark.parametrize("prefix", ["", "/v1/v1"])
+def test_a_base_url_without_its_end_or_with_two_is_told_the_path(prefix: str) -> None:
+    async def test(router: Running, _: ScriptedEngine) -> None:
+        for path in ("/chat/completions", "/models", "/embeddings"):
+            tree = assert_error(await router.client.get(prefix + path), 404, "unknown_path")
+            assert f"; it is at /v1{path}: a base URL" in tree["error"]["message"]
+        for path in ("/nothing", "/v1/nothing", "/v1/v1/nothing"):
+            tree = assert_error(await router.client.get(path), 404, "unknown_path")
+            assert tree["error"]["message"] == f"there is nothing at {path}"
+
+    serving(test)
+
+
 ELSEWHERE = (
     ("GET", "/", 404, "unknown_path"),
     ("GET", "/metrics", 404, "unknown_path"),
     ("GET", "/docs", 404, "unknown_path"),
     ("GET", "/openapi.json", 404, "unknown_path"),
     ("POST", "/drain", 404, "unknown_path"),
+    ("DELETE", "/drain", 404, "unknown_path"),
     ("GET", "/explain/x", 404, "unknown_path"),
     ("POST", "/v1/chat/completions/", 404, "unknown_path"),
     ("POST", "/v1/%2e%2e/slots", 404, "unknown_path"),
@@ -590,11 +604,17 @@ def test_the_admin_listener_has_metrics_and_decisions() -> None:
     serving(test)
 
 
-def test_drain_ends_readiness_and_not_service() -> None:
+def test_drain_ends_readiness_and_not_service_until_it_is_taken_back() -> None:
     async def test(router: Running, _: ScriptedEngine) -> None:
-        assert (await router.admin.post("/drain")).status_code == 200
-        assert (await router.client.get("/readyz")).status_code == 503
-        assert (await router.admin.get("/readyz")).status_code == 503
-        assert (await router.chat(model="smol")).status_code == 200
+        for _again in range(2):
+            assert (await router.admin.post("/drain")).status_code == 200
+            for one in (router.client, router.admin):
+                answer = await one.get("/readyz")
+                assert answer.status_code == 503
+                assert answer.json() == {"status": "draining", "ending": False}
+            assert (await router.chat(model="smol")).status_code == 200
+        for _again in range(2):
+            assert (await router.admin.delete("/drain")).status_code == 200
+            assert (await router.client.get("/readyz")).status_code == 200
 
     serving(test)

@@ -6,13 +6,16 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
 from flexinfer.errors import NotFound
+from flexinfer.log import get_logger
 from flexinfer.metrics import CONTENT_TYPE
 from flexinfer_serving.api.openai import ready
 from flexinfer_serving.router import Router
 
+log = get_logger(__name__)
+
 
 def routes(router: Router) -> APIRouter:
-    """Return the admin routes. `/drain` ends readiness and nothing else: what stops the process is a signal."""
+    """Return the admin routes. `/drain` is about readiness and nothing else: what stops the process is a signal."""
     api = APIRouter()
 
     @api.get("/metrics")
@@ -30,7 +33,14 @@ def routes(router: Router) -> APIRouter:
     @api.post("/drain")
     async def begin() -> JSONResponse:
         router.begin_drain()
+        log.info("drain_begun", active=len(router.active))
         return JSONResponse({"status": "draining", "active": len(router.active)})
+
+    @api.delete("/drain")
+    async def take_back() -> JSONResponse:
+        router.end_drain()
+        log.info("drain_ended", active=len(router.active))
+        return JSONResponse({"status": "not draining", "active": len(router.active)})
 
     @api.get("/explain/{name}")
     async def explain(name: str) -> JSONResponse:

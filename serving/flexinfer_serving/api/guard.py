@@ -29,6 +29,10 @@ Pairs = list[tuple[bytes, bytes]]
 OPEN_PATHS = frozenset({"/livez", "/readyz"})
 MAX_KEY_CHARS = 512
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_LABEL = r"[A-Za-z0-9_-]+"
+_HOST = re.compile(
+    rf"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>{_LABEL}(?:\.{_LABEL})*\.?))(?::[0-9]{{1,5}})?"
+)
 _EXPOSED_HEADERS = (
     b"x-request-id, x-flexinfer-explain, x-flexinfer-model, x-flexinfer-replica, "
     b"x-flexinfer-cold-start, x-flexinfer-dropped, retry-after"
@@ -45,7 +49,7 @@ class Guard:
         self._router = router
         self._section = section or router.section
         self._keys = [_digest(key.get_secret_value()) for key in self._section.api_keys]
-        self._hosts = frozenset(h.lower() for h in self._section.allowed_hosts)
+        self._hosts = frozenset(h.lower() for h in self._section.allowed_hosts if h)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -93,12 +97,14 @@ class Guard:
 
     def _check_host(self, scope: Scope) -> None:
         """Refuse a name that is not ours: a page can make its own name lead to 127.0.0.1 (DNS rebinding)."""
-        host = _host(_header(scope, b"host") or "")
+        header = _header(scope, b"host") or ""
+        host = _host(header)
         if host in self._hosts or is_loopback(host):
             return
         # An address cannot be rebound; beyond loopback it is how others reach us, and keys are set.
         if not is_loopback(self._section.host) and _is_address(host):
             return
+        host = host or header
         raise InvalidInput(
             f"host {host[:64]!r} is not served here; name it in FLEXINFER_SERVE__ALLOWED_HOSTS",
             code="host_not_allowed",
@@ -166,10 +172,17 @@ def _header(scope: Scope, name: bytes) -> str | None:
 
 
 def _host(header: str) -> str:
-    """Return the host of a Host header, without its port."""
-    if header.startswith("["):
-        return header.partition("]")[0].lstrip("[").lower()
-    return header.rpartition(":")[0].lower() if header.count(":") == 1 else header.lower()
+    """Return the host of a Host header, lower case, without its port; empty: it is no `name`, `address` or `[v6]`."""
+    match = _HOST.fullmatch(header)
+    if match is None:
+        return ""
+    if match["v6"] is None:
+        return match["name"].lower()
+    try:
+        ipaddress.IPv6Address(match["v6"])
+    except ValueError:
+        return ""
+    return match["v6"].lower()
 
 
 def _is_address(host: str) -> bool:

@@ -88,8 +88,9 @@ def ready(router: Router) -> JSONResponse:
     """Return 200 while new requests are welcome, 503 otherwise."""
     if router.is_ready:
         return JSONResponse({"status": "ok"})
-    why = "draining" if router.is_draining else "no fleet yet"
-    return JSONResponse({"status": why}, status_code=503)
+    if not router.is_draining:
+        return JSONResponse({"status": "no fleet yet"}, status_code=503)
+    return JSONResponse({"status": "draining", "ending": router.is_ending}, status_code=503)
 
 
 def _described(model: FleetModel) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import re
 from typing import Any
 
 from flexinfer.engine import Endpoint, EngineError
+from flexinfer.printable import one_line
 
 MAX_MESSAGE_CHARACTERS = 300
 MAX_BODY_BYTES = 64 * 1024
@@ -115,8 +116,7 @@ def _context(param: str, used: int | None, limit: int | None) -> EngineError:
 
 def _mistake(message: str, *, status: int) -> EngineError:
     field = _FIELD.search(message)
-    shown = "".join(c if c.isprintable() else " " for c in _NOISE.sub("", message))
-    cleaned = _SPACE.sub(" ", shown).strip(" .;:,")
+    cleaned = _SPACE.sub(" ", one_line(_NOISE.sub("", message))).strip(" .;:,")
     if len(cleaned) > MAX_MESSAGE_CHARACTERS:
         cleaned = cleaned[:MAX_MESSAGE_CHARACTERS] + "…"
     return EngineError(

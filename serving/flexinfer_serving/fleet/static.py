@@ -77,7 +77,7 @@ class StaticModel(Part):
     name: Name
     aliases: tuple[str, ...] = Field(default=(), max_length=64)
     backend: Annotated[str, AfterValidator(_backend)] = "llamacpp"
-    endpoints: tuple[Endpoint, ...] = tuple(Endpoint)
+    endpoints: tuple[Endpoint, ...] = Field(default=tuple(Endpoint), min_length=1)
     strategy: str = "least-loaded"
     context_tokens: int | None = Field(default=None, ge=1)
     slots: int = Field(default=4, ge=1, le=4096)

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
 import time
 import venv
 from collections.abc import Iterator
@@ -315,6 +316,38 @@ def test_a_port_that_another_holds_is_told(
         cause = asyncio.run(last_words(engine_python, artifact, tmp_path, port))
     assert (cause.code, cause.retryable) == ("port_taken", True)
     assert str(port) in cause.message
+
+
+def test_without_room_for_its_log_it_serves(
+    engine_python: Path, starter_gguf: Path, tmp_path: Path
+) -> None:
+    artifact = folder_with(starter_gguf, tmp_path / "artifact")
+    (tmp_path / "key").write_text("k" * 32)
+    spec = bind(
+        ENGINE.launch(CONFIG, STARTER, ONE_THREAD), name="no-room", python=engine_python,
+        artifact=artifact, ports={"http": free_port()}, secrets={"engine-key": tmp_path / "key"},
+        log_path=tmp_path / "log",
+    )  # fmt: skip
+    with (
+        open("/dev/full", "wb") as full,
+        subprocess.Popen(spec.argv, stdin=subprocess.DEVNULL, stdout=full, stderr=full) as child,
+    ):
+        try:
+            limit = time.monotonic() + READY_WITHIN_S
+            port = spec.argv[spec.argv.index("--port") + 1]
+            while not is_healthy(f"http://127.0.0.1:{port}/health"):
+                assert child.poll() is None
+                assert time.monotonic() < limit
+                time.sleep(0.05)
+        finally:
+            child.kill()
+
+
+def is_healthy(url: str) -> bool:
+    try:
+        return httpx.get(url, trust_env=False).is_success
+    except httpx.TransportError:
+        return False
 
 
 def test_a_model_that_was_cut_short_is_told(

@@ -17,6 +17,7 @@ import resource
 import signal
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,9 @@ def _end_with_parent() -> None:
 
 
 def _say(words: str) -> None:
-    print(f"flexinfer: {words}", flush=True)
+    """Write one line to the log. On a full disk it is lost, and the model is served all the same."""
+    with suppress(OSError):
+        os.write(1, f"flexinfer: {words}\n".encode("utf-8", "replace"))
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
