@@ -13,14 +13,14 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import httpx
 
 from flexinfer.clock import Clock
-from flexinfer.errors import ProcessFailed, ResourceExhausted, Unavailable
+from flexinfer.errors import FlexInferError, ProcessFailed, ResourceExhausted, Unavailable
 from flexinfer.files import replace_json
 from flexinfer.log import get_logger
 from flexinfer.places import Home
@@ -35,12 +35,17 @@ from flexinfer.process import (
 )
 from flexinfer.programs import PREFECT_SERVER, environment_for
 from flexinfer.settings import Settings
+from flexinfer.up.ending import failure
+from flexinfer_pipelines import prefect_database
 
 log = get_logger(__name__)
 HOST = "127.0.0.1"
 _POLL_S = 0.25
 PORTS_TRIED = 20
 _HEALTH_S = 5.0
+# `up` and another build start one in a few seconds; who waits no longer need not know.
+_SILENT_S = 1.0
+_LINES = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +63,7 @@ def environment(home: Home, environ: Mapping[str, str]) -> dict[str, str]:
     telemetry, quiet. What the user has set stays."""
     wanted = {
         "PREFECT_HOME": str(home.prefect),
-        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home.prefect}/prefect.db",
+        prefect_database.VARIABLE: prefect_database.url(home),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
         "PREFECT_LOGGING_LEVEL": "WARNING",
@@ -109,55 +114,106 @@ async def find(home: Home, environ: Mapping[str, str]) -> Found | None:
 
 @asynccontextmanager
 async def available(
-    home: Home, settings: Settings, environ: Mapping[str, str], clock: Clock
+    home: Home,
+    settings: Settings,
+    environ: Mapping[str, str],
+    clock: Clock,
+    say: Callable[[str], None] = lambda _: None,
 ) -> AsyncIterator[Found]:
-    """Yield a Prefect API that answers. Ours is started if nobody runs it, and ended with this context.
+    """Yield a Prefect API that answers. Ours is started as soon as nobody runs it, and ended with this context.
+
+    *say* is told what is waited for, where it takes more than a moment.
 
     Raises:
         Unavailable: codes `prefect_unreachable`, `prefect_not_ready`.
-        ProcessFailed: code `prefect_failed`, with its last words.
+        ProcessFailed: code `prefect_failed`, with its last words. FlexInferError: what our server refused.
     """
     found = await find(home, environ)
     if found is not None:
         yield found
         return
-    child: Child | None = None
-    if holder(home.prefect_lock) is None:
-        child = await start(server_spec(home, settings.prefect.port, environ))
+    wait = _Wait(home, settings, environ, clock, say, may_start=True)
     try:
-        yield await _wait(home, settings, environ, clock, child)
+        yield await wait.answer()
     finally:
-        if child is not None:
-            await child.stop(5.0)
+        if wait.child is not None:
+            await wait.child.stop(5.0)
 
 
 async def wait_for(
     home: Home, settings: Settings, environ: Mapping[str, str], clock: Clock
 ) -> Found:
     """Return the Prefect API when it answers; nothing is started. Raises as `available`."""
-    return await _wait(home, settings, environ, clock, None)
+    return await _Wait(home, settings, environ, clock, lambda _: None).answer()
 
 
-async def _wait(
-    home: Home, settings: Settings, environ: Mapping[str, str], clock: Clock, child: Child | None
-) -> Found:
-    until = clock.now_s() + settings.prefect.start_timeout_s
-    while True:
-        found = await find(home, environ)
-        if found is not None:
-            return found
-        if child is not None and child.returncode is not None:
-            words = " | ".join(child.tail(8))
-            raise ProcessFailed(
-                f"Prefect's server ended with {child.returncode}: {words}", code="prefect_failed"
-            )
-        if clock.now_s() > until:
-            raise Unavailable(
-                f"Prefect's server does not answer after {settings.prefect.start_timeout_s:g} s; see "
-                f"{home.log('prefect')}, or set FLEXINFER_PREFECT__START_TIMEOUT_S",
-                code="prefect_not_ready",
-            )
-        await asyncio.sleep(_POLL_S)
+@dataclass(slots=True)
+class _Wait:
+    """The way to an API that answers: another's server, or one of our own once nobody has the lock.
+
+    Two that wait may both start one. The server that does not get the lock waits for it; its owner uses the other.
+    """
+
+    home: Home
+    settings: Settings
+    environ: Mapping[str, str]
+    clock: Clock
+    say: Callable[[str], None]
+    may_start: bool = False
+    child: Child | None = None
+    _has_told: bool = False
+
+    async def answer(self) -> Found:
+        began_s = since_s = self.clock.now_s()
+        while True:
+            if (found := await find(self.home, self.environ)) is not None:
+                return found
+            if self.child is not None and self.child.returncode is not None:
+                raise _ended(self.child, self.child.returncode, self.home, self.environ)
+            now_s = self.clock.now_s()
+            held = holder(self.home.prefect_lock)
+            if held is None and self.child is None and self.may_start:
+                await self._start()
+                since_s = now_s  # it has the whole time, however long another's was waited for
+            elif held is not None and self._is_anothers(held) and now_s - began_s >= _SILENT_S:
+                self._tell(held)
+            if now_s - since_s > self.settings.prefect.start_timeout_s:
+                raise Unavailable(
+                    f"Prefect's server does not answer after {self.settings.prefect.start_timeout_s:g} s; see "
+                    f"{self.home.log('prefect')}, or set FLEXINFER_PREFECT__START_TIMEOUT_S",
+                    code="prefect_not_ready",
+                )
+            await asyncio.sleep(_POLL_S)
+
+    async def _start(self) -> None:
+        spec = server_spec(self.home, self.settings.prefect.port, self.environ)
+        self.child = await start(spec)
+        if self._has_told:
+            self.say("starting Prefect")
+
+    def _is_anothers(self, held: Mapping[str, object]) -> bool:
+        return self.child is None or held.get("pid", self.child.pid) != self.child.pid
+
+    def _tell(self, held: Mapping[str, object]) -> None:
+        if self._has_told:
+            return
+        self._has_told = True
+        who = f"process {held['pid']}" if "pid" in held else "another process"
+        log.info("prefect_awaited", holder=who, lock=str(self.home.prefect_lock))
+        self.say(f"waiting for Prefect ({who})")
+
+
+def _ended(child: Child, code: int, home: Home, environ: Mapping[str, str]) -> FlexInferError:
+    """Return the error for our server that ended with *code* before it answered: its own, if it said one."""
+    said = [line for line in child.tail(_LINES) if line.strip()]
+    if said and said[-1].startswith("error["):
+        return failure("Prefect's server", code=code, times=1, said=said[-1:])
+    words = said[-1].strip() if said else "it said nothing"
+    return ProcessFailed(
+        f"Prefect's server ended with {code}: {words}; see {home.log('prefect')}; "
+        f"{prefect_database.remedy(home, environ)}",
+        code="prefect_failed",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from flexinfer.oci.durable import lock
 from flexinfer.places import Home
+from flexinfer.process import SingleInstance
 from flexinfer.testing.running import wait_until
 from flexinfer_pipelines import prefect_server
 
@@ -44,6 +45,22 @@ def test_a_build_that_waits_ends_when_its_parent_is_killed(home: Home, tiny_file
             )
             parent.kill()
             wait_until(lambda: not of_home(home), "all have ended", limit_s=LIMIT_S)
+        finally:
+            end(parent, home)
+
+
+def test_a_build_says_that_it_waits_for_anothers_prefect(home: Home, tiny_file: Path) -> None:
+    with SingleInstance.acquire(home.prefect_lock, {"what": "another"}):
+        parent, _ = started(home, tiny_file)
+        try:
+            wait_until(
+                lambda: (
+                    f"waiting for Prefect (process {os.getpid()})"
+                    in (home.root / "build.out").read_text()
+                ),
+                "the build says so",
+                limit_s=LIMIT_S,
+            )
         finally:
             end(parent, home)
 

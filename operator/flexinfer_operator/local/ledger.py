@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from flexinfer.databases import is_damaged, put_aside
 from flexinfer.errors import ResourceExhausted
 from flexinfer.log import get_logger
 from flexinfer.resources.model import Model, ModelStatus
@@ -95,10 +96,8 @@ class _Unknown(sqlite3.DatabaseError):
 
 
 def _is_broken(error: sqlite3.DatabaseError) -> bool:
-    """Say whether the file itself is at fault. Extended codes hold the primary one in their low byte."""
-    code = getattr(error, "sqlite_errorcode", None)
-    is_corrupt = code is not None and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-    return isinstance(error, _Unknown) or is_corrupt
+    """Say whether the file itself is at fault."""
+    return isinstance(error, _Unknown) or is_damaged(error)
 
 
 def _put_aside(path: Path, why: str) -> None:
@@ -107,22 +106,13 @@ def _put_aside(path: Path, why: str) -> None:
     Raises:
         ResourceExhausted: code `state_db`: MAX_ASIDE are there already.
     """
-    names = [f"{path.name}.broken", *(f"{path.name}.broken.{n}" for n in range(2, MAX_ASIDE + 1))]
-    taken = {entry.name for entry in path.parent.iterdir()}
-    free = [
-        name for name in names if not taken & {name + suffix for suffix in ("", "-wal", "-shm")}
-    ]
-    if not free:
+    aside = put_aside(path, most=MAX_ASIDE)
+    if aside is None:
         raise ResourceExhausted(
             f"{path}: {why}; {MAX_ASIDE} broken ones lie beside it already: remove some",
             code="state_db",
         )
-    aside = path.with_name(free[0])
     log.error("state_db_put_aside", path=str(path), aside=str(aside), error=why)
-    for suffix in ("-wal", "-shm", ""):
-        found = path.with_name(path.name + suffix)
-        if found.exists():
-            found.rename(aside.with_name(aside.name + suffix))
 
 
 class Ledger:

@@ -17,7 +17,7 @@ from flexinfer.programs import BUILD, forget_unread
 from flexinfer.settings import Settings
 from flexinfer_pipelines import prefect_server
 from flexinfer_pipelines.recorded import recorded
-from flexinfer_pipelines.steps import Progress
+from flexinfer_pipelines.steps import STAGES, Progress
 
 log = get_logger(__name__)
 DEPLOYMENT = "build"
@@ -39,7 +39,11 @@ async def run(
         FlexInferError: what a step raises. Unavailable, ProcessFailed: no Prefect API. Unavailable, code
             `prefect_lost`: it was there, and does not answer any more.
     """
-    server = prefect_server.available(home, settings, environ, SystemClock())
+
+    def say(note: str) -> None:
+        progress.moved(STAGES[0], 0.0, None, note)  # what is recorded has no stage yet
+
+    server = prefect_server.available(home, settings, environ, SystemClock(), say)
     with recorded(target, home, progress) as told:
         async with server as api:
             _tell(home, api)

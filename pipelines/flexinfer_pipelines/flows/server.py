@@ -7,13 +7,15 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Awaitable, Callable
+from typing import Any
 
-from flexinfer.errors import Conflict
+from flexinfer.errors import Conflict, ProcessFailed
 from flexinfer.log import get_logger
 from flexinfer.places import Home
 from flexinfer.process import SingleInstance, watch_lifeline_in_thread
 from flexinfer.settings import Settings
-from flexinfer_pipelines import prefect_server
+from flexinfer_pipelines import prefect_database, prefect_server
 
 log = get_logger(__name__)
 _LOOK_EVERY_S = 1.0
@@ -36,6 +38,8 @@ def _end_with_parent() -> None:
 async def _serve(home: Home, settings: Settings) -> None:
     lock = await _turn(home)
     with lock:
+        if prefect_database.is_ours(home, os.environ):
+            prefect_database.put_damaged_aside(prefect_database.file(home))
         port = prefect_server.choose_port(settings.prefect.port)
         os.environ.update(prefect_server.environment(home, os.environ))
         os.environ["PREFECT_API_URL"] = os.environ["PREFECT_UI_API_URL"] = (
@@ -45,8 +49,9 @@ async def _serve(home: Home, settings: Settings) -> None:
         import uvicorn
         from prefect.server.api.server import create_app
 
+        app = _Watched(create_app(final=True))
         config = uvicorn.Config(
-            create_app(final=True),
+            app,
             host=prefect_server.HOST,
             port=port,
             log_level="warning",
@@ -63,8 +68,34 @@ async def _serve(home: Home, settings: Settings) -> None:
             loop.add_signal_handler(number, _ignore)
         try:
             await uvicorn.Server(config).serve()
+        except SystemExit as error:
+            # How it says that it could not start; the log has the traceback.
+            why = app.failed or f"it ended with {error.code}; see {home.log('prefect')}"
+            raise ProcessFailed(
+                f"Prefect cannot start: {why}; {prefect_database.remedy(home, os.environ)}",
+                code="prefect_failed",
+            ) from error
         finally:
             prefect_server.forget_record(home)
+
+
+class _Watched:
+    """An ASGI app, and why its start failed: uvicorn only logs that."""
+
+    def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
+        self._app = app
+        self.failed = ""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Pass on what comes."""
+        try:
+            await self._app(scope, receive, send)
+        except Exception as error:
+            if scope["type"] == "lifespan":
+                # SQLAlchemy's further lines are about itself.
+                words = str(error).strip().splitlines() or [type(error).__name__]
+                self.failed = words[0]
+            raise
 
 
 def _ignore() -> None:
