@@ -10,6 +10,7 @@ import typer
 from flexinfer.console import group, print_json, print_table
 from flexinfer.errors import InvalidInput
 from flexinfer.places import Home
+from flexinfer.printable import escaped
 from flexinfer.settings import Settings, load, setting_files
 from flexinfer.units import format_bytes, format_duration
 
@@ -74,7 +75,7 @@ def ls(
     if rows:
         print_table(heads, rows)
     for fault in (one.fault for one in seen.models if one.fault):
-        typer.echo(f"refused: {fault}", err=True)
+        typer.echo(f"refused: {escaped(str(fault))}", err=True)
     if seen.models and not seen.is_operator_running:
         typer.echo("the operator is not running: phases are as it left them", err=True)
 
@@ -95,6 +96,6 @@ def describe(
         print_json(one.as_tree())
         return
     for key, value in one.as_lines():
-        typer.echo(f"{key:<13} {value}")
+        typer.echo(f"{key:<13} {escaped(str(value))}")
     if not seen.is_operator_running:
         typer.echo("the operator is not running: this is as it left it", err=True)

@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import yaml
 
 from flexinfer.catalog.binding import slug
-from flexinfer.errors import Conflict
+from flexinfer.endpoint import KEY_ADVICE, Endpoint, find_endpoint
+from flexinfer.errors import Conflict, Unauthorized
 from flexinfer.files import replace_file
 from flexinfer.places import Home
-from flexinfer.process import ProcessSpec, holder, start
+from flexinfer.process import ProcessSpec, start
 from flexinfer.programs import BUILD, DRAWS, environment_for
 from flexinfer.settings import Settings
 from flexinfer.up.example import curl
@@ -25,6 +27,7 @@ from flexinfer_pipelines.target import find_target, parse_target
 
 _MAX_FILE = 1024 * 1024
 _MAX_FILES = 10_000
+_ANSWER_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,17 +112,32 @@ def show_or_become_up(
     """Print how to ask the Model once it is listed; where nothing runs, become `flexinfer up`.
 
     Raises:
+        Unauthorized: code `invalid_api_key`: the router wants a key that the settings do not have.
         Unavailable: code `model_not_listed`: not within *wait_s*.
     """
     print(f"model {model.name}: {model.path}", flush=True)
-    running = holder(home.up_lock)
-    if running is None:
+    router = find_endpoint(home, settings)
+    if not router.is_up:
         os.execv(sys.executable, [sys.executable, "-P", "-m", "flexinfer", "up"])
-    url = str(running.get("address") or settings.serve.base_url)
-    headers = settings.serve.authorization
-    asyncio.run(until_listed(model.name, url, headers, wait_s=wait_s))
-    ask = curl(url, model.name, "Hello!", is_key_wanted=bool(settings.serve.api_keys))
-    print(f"ready {url}\n\n  {ask}", flush=True)
+    _check_key(router)
+    asyncio.run(until_listed(model.name, router.url, router.headers, wait_s=wait_s))
+    ask = curl(router.url, model.name, "Hello!", is_key_wanted=bool(router.headers))
+    print(f"ready {router.url}\n\n  {ask}", flush=True)
+
+
+def _check_key(router: Endpoint) -> None:
+    """Refuse to wait for what a router without our key never tells."""
+    try:
+        # Loopback: the user's proxy has nothing to do with it.
+        with httpx.Client(timeout=_ANSWER_S, trust_env=False) as client:
+            status = client.get(f"{router.url}/models", headers=router.headers).status_code
+    except httpx.HTTPError:
+        return  # it starts, or is gone: who waits for it says so
+    if status == 401:
+        raise Unauthorized(
+            f"{router.url}: no or wrong API key; the Model's file is written, and to see it answer {KEY_ADVICE}",
+            code="invalid_api_key",
+        )
 
 
 def _wish(source: str, name: str, home: Home, settings: Settings) -> _Wish:

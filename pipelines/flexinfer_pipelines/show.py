@@ -7,6 +7,7 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from flexinfer.printable import escaped
 from flexinfer.units import format_bytes, format_duration
 from flexinfer_pipelines.steps import STAGES, Progress, Unwatched
 
@@ -55,7 +56,7 @@ class Lines:
         self._say("  ".join(part for part in parts if part))
 
     def _say(self, line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+        print(escaped(line), file=sys.stderr, flush=True)
 
 
 class Bars:

@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+from flexinfer import plugins
 from flexinfer.catalog import Catalog, search_paths
 from flexinfer.catalog.binding import wanted
 from flexinfer.errors import InvalidInput
@@ -24,7 +25,7 @@ def parse_target(text: str) -> SourceUri:
         InvalidInput: code `source_invalid`.
     """
     if "://" in text:
-        return parse_source(text)
+        return parse_source(text, advised=("catalog", *plugins.names("flexinfer.sources")))
     if text.startswith((".", "/", "~")) or text.lower().endswith(".gguf"):
         return parse_source(f"file://{os.path.abspath(os.path.expanduser(text))}")
     if not _ENTRY.fullmatch(text):

@@ -8,6 +8,7 @@ import json
 import os
 import sqlite3
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from flexinfer.errors import NotFound, PluginError, ResourceExhausted
+from flexinfer.errors import NotFound, PluginError, ResourceExhausted, Unavailable
 from flexinfer.places import Home
 from flexinfer.process import own_record
 from flexinfer.resources.model import (
@@ -29,6 +30,7 @@ from flexinfer.resources.model import (
     ModelSpec,
     ModelStatus,
 )
+from flexinfer.store import Errand
 from flexinfer.testing.local_engine import LocalEngine, lookup
 from flexinfer_operator.cli import model as model_app
 from flexinfer_operator.facts import engine_facts
@@ -45,8 +47,7 @@ from flexinfer_operator.local.ledger import (
 from flexinfer_operator.local.logs import MAX_LOGS, last_words, prune_logs
 from flexinfer_operator.local.machine import share
 from flexinfer_operator.local.models import ModelFiles
-from flexinfer_operator.local.replica import checked_out
-from flexinfer_operator.local.ticking import OwnReading, with_ticks
+from flexinfer_operator.local.ticking import OwnReading, checked_out, with_ticks
 from flexinfer_operator.testing.world import write_file
 
 # Files
@@ -68,6 +69,7 @@ def test_only_what_changed_is_read_again(home: Home) -> None:
     assert files.scan()
     assert sorted(files.written()) == ["a", "b"]
     (home.models / "a.yaml").unlink()
+    assert not files.scan()  # an editor may be about to put a new one in its place
     assert files.scan()
     assert sorted(files.written()) == ["b"]
 
@@ -328,32 +330,37 @@ class SlowStore:
     """A store whose checkout takes until it is let go."""
 
     def __init__(self) -> None:
-        self.begun, self.go = threading.Event(), threading.Event()
-        self.closed = 0
+        self.begun, self.go, self.closed = threading.Event(), threading.Event(), threading.Event()
 
-    def checkout(self, digest: str) -> SlowStore:
+    def checkout(self, digest: str, *, errand: Errand) -> SlowStore:
         self.begun.set()
         assert self.go.wait(20)
         return self
 
     def close(self) -> None:
-        self.closed += 1
+        self.closed.set()
 
 
-def test_a_start_given_up_during_the_checkout_gives_its_lease_back() -> None:
-    store = SlowStore()
+def test_a_start_given_up_during_the_checkout_waits_for_nobody_and_gives_a_late_lease_back() -> (
+    None
+):
+    store, errand = SlowStore(), Errand()
 
     async def scene() -> None:
-        work = asyncio.ensure_future(checked_out(store, "sha256:" + "0" * 64))  # type: ignore[arg-type]
-        await asyncio.to_thread(store.begun.wait, 20)
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        work = asyncio.ensure_future(checked_out(store, "sha256:" + "0" * 64, errand))  # type: ignore[arg-type]
+        # The one thread of everybody else is free all the while.
+        assert await asyncio.to_thread(store.begun.wait, 20)
         work.cancel()
-        await asyncio.sleep(0)
-        store.go.set()
         with pytest.raises(asyncio.CancelledError):
             await work
+        with pytest.raises(Unavailable):
+            errand.check()
+        assert not store.closed.is_set()
+        store.go.set()
+        assert await asyncio.to_thread(store.closed.wait, 20)
 
     asyncio.run(scene())
-    assert store.closed == 1
 
 
 def test_what_reads_is_moving_and_what_waits_is_not(tmp_path: Path) -> None:

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from flexinfer.fleet import DemandLease, FleetSnapshot
 from flexinfer_operator.plan.action import Drain, Start, Stop
+from flexinfer_operator.plan.names import revision_of
 from flexinfer_operator.plan.view import Policy, Silence
 from flexinfer_operator.testing.drive import Drive, make_model
 
@@ -231,6 +232,114 @@ class Loop(RuleBasedStateMachine):
         assert left == {"c"}, left
 
 
+class AlwaysOn(RuleBasedStateMachine):
+    """One Model that is always on, with a router that asks for nothing or keeps one request in flight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.minimum, self.slots = 1, 4
+        self.drive = Drive()
+
+    @initialize(minimum=st.integers(1, 2), places=st.integers(1, 4), is_enabled=st.booleans())
+    def write(self, minimum: int, places: int, is_enabled: bool) -> None:
+        self.drive = Drive(Policy(max_loaded=places))
+        self.places = places
+        self.serverless = {
+            "minReplicas": minimum if is_enabled else minimum - 1,
+            "maxReplicas": minimum,
+            "enabled": is_enabled,
+            "idleTimeout": "60s",
+        }
+        self.minimum = minimum if is_enabled else max(1, minimum - 1)
+        self.put()
+        self.turn()
+
+    def put(self) -> None:
+        model = make_model(serverless=self.serverless, config={"slots": self.slots})
+        self.drive.cluster.put(model)
+
+    def turn(self) -> None:
+        """Take turns until nothing is left to do; whatever is let go leaves enough that serve."""
+        for _ in range(20):
+            revision = self.drive.cluster.observe().revision
+            serving = {
+                r.id for r in self.drive.replicas() if r.state == "ready" and r.draining is None
+            }
+            is_full = len(self.drive.replicas()) >= self.places
+            for action in self.drive.turn():
+                if isinstance(action, (Drain, Stop)) and action.replica in serving:
+                    serving.remove(action.replica)
+                    is_forced = is_full and action.why == "no room for two revisions"
+                    assert is_forced or len(serving) >= self.minimum, action
+            if self.drive.cluster.observe().revision == revision:
+                return
+        raise AssertionError("still busy")
+
+    def ids(self, state: str) -> list[str]:
+        return sorted(r.id for r in self.drive.replicas() if r.state == state)
+
+    @rule(seconds=st.sampled_from([1, 50, 100, 3600]))
+    def idles(self, seconds: float) -> None:
+        self.drive.clock.advance(seconds)
+        self.turn()
+
+    @rule()
+    def router_acknowledges(self) -> None:
+        self.drive.want(0, idle_s=100)
+        self.turn()
+
+    @precondition(lambda self: self.ids("ready"))
+    @rule(data=st.data())
+    def serves(self, data: st.DataObject) -> None:
+        self.drive.want(0, in_flight={data.draw(st.sampled_from(self.ids("ready"))): 1})
+        self.turn()
+
+    @rule(slots=st.sampled_from([4, 8, 16]))
+    def edit(self, slots: int) -> None:
+        self.slots = slots
+        self.put()
+        self.turn()
+
+    @precondition(lambda self: self.ids("loading"))
+    @rule(data=st.data())
+    def loads(self, data: st.DataObject) -> None:
+        self.drive.clock.advance(0.1)  # two events at one instant have no order
+        self.drive.cluster.ready(data.draw(st.sampled_from(self.ids("loading"))))
+        self.turn()
+
+    @precondition(lambda self: self.ids("loading") or self.ids("ready"))
+    @rule(data=st.data())
+    def crashes(self, data: st.DataObject) -> None:
+        alive = self.ids("loading") + self.ids("ready")
+        self.drive.cluster.crash(data.draw(st.sampled_from(alive)))
+        self.turn()
+
+    @rule()
+    def processes_end(self) -> None:
+        for replica in self.ids("stopping"):
+            self.drive.cluster.ended(replica)
+        self.turn()
+
+    def teardown(self) -> None:
+        """With willing engines, what was written last is what serves."""
+        for _ in range(20):
+            self.router_acknowledges()
+            for replica in self.ids("loading"):
+                self.drive.cluster.ready(replica)
+            self.processes_end()
+            self.idles(100)
+        (view,) = self.drive.cluster.observe().models
+        found = [r.revision for r in self.drive.replicas() if r.state == "ready"]
+        assert found == [revision_of(view)] * min(self.minimum, self.places)
+
+
+TestAlwaysOn = AlwaysOn.TestCase
+TestAlwaysOn.settings = settings(
+    max_examples=60,
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 TestLoop = Loop.TestCase
 TestLoop.settings = settings(
     max_examples=40,

@@ -160,6 +160,34 @@ def test_a_model_that_loads_for_somebody_is_never_taken() -> None:
     assert drive.kinds(drive.settle()) == [("Drain", drive.only("a").id)]
 
 
+def test_a_start_that_waits_for_somebody_else_yields_when_it_had_its_turn() -> None:
+    drive = Drive(Policy(max_loaded=1, swap_wait_s=10))
+    for name in "ab":
+        drive.cluster.put(make_model(name))
+    drive.want(1, model="a", ttl_s=1000)
+    drive.settle()
+    replica = drive.only("a").id
+    drive.cluster.waits(replica, "the verification of a blob")
+    drive.want(1, model="b", oldest_wait_s=500, ttl_s=1000)
+    assert drive.after(9.9) == ()
+    assert drive.kinds(drive.after(0.1)) == [("Stop", replica)]
+    assert drive.cluster.status("a").phase == "Pending"
+    drive.cluster.ended(replica)
+    drive.settle()
+    assert drive.replicas("a") == () and drive.only("b").state == "loading"
+
+
+def test_a_start_of_higher_priority_that_waits_for_somebody_else_does_not_yield() -> None:
+    drive = Drive(Policy(max_loaded=1, swap_wait_s=0))
+    drive.cluster.put(make_model("a", gpu={"priority": 200}))
+    drive.cluster.put(make_model("b"))
+    drive.want(1, model="a", ttl_s=1000)
+    drive.settle()
+    drive.cluster.waits(drive.only("a").id, "the verification of a blob")
+    drive.want(1, model="b", oldest_wait_s=500, ttl_s=1000)
+    assert drive.after(20) == ()
+
+
 def test_one_that_just_became_ready_serves_before_it_makes_room() -> None:
     drive = Drive(Policy(max_loaded=1, swap_wait_s=10))
     for name in "ab":

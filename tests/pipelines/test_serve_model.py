@@ -14,7 +14,7 @@ import yaml
 from typer.testing import CliRunner
 
 from flexinfer.cli import app
-from flexinfer.errors import Conflict, InvalidInput, Unavailable
+from flexinfer.errors import Conflict, InvalidInput, Unauthorized, Unavailable
 from flexinfer.places import Home
 from flexinfer.process import SingleInstance
 from flexinfer.resources.document import parse_document
@@ -51,6 +51,11 @@ def test_anything_else_is_refused(text: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         parse_target(text)
     assert caught.value.code == "source_invalid"
+
+
+def test_a_scheme_that_is_none_is_refused_with_those_that_can_be_built() -> None:
+    with pytest.raises(InvalidInput, match=r"a scheme of catalog, file, hf, pypi$"):
+        parse_target("https://example.com/m.gguf")
 
 
 def test_the_model_file_is_a_valid_model(tmp_path: Path, home: Home) -> None:
@@ -130,8 +135,8 @@ def test_a_catalog_entry_is_bound_by_its_variant(home: Home) -> None:
 
 @pytest.fixture
 def router() -> Iterator[SimpleNamespace]:
-    """A router that lists `mine` from the third look on."""
-    state = SimpleNamespace(looks=0, url="", keys=[])
+    """A router that lists `mine` from the third look on, to who sends the key, where there is one."""
+    state = SimpleNamespace(looks=0, url="", keys=[], key="")
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -139,7 +144,8 @@ def router() -> Iterator[SimpleNamespace]:
             state.keys.append(self.headers.get("authorization"))
             listed = [{"id": "mine"}] if state.looks > 2 else []
             body = json.dumps({"data": listed}).encode()
-            self.send_response(200)
+            is_known = not state.key or state.keys[-1] == f"Bearer {state.key}"
+            self.send_response(200 if is_known else 401)
             self.send_header("content-length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -176,6 +182,18 @@ def test_a_model_that_is_never_listed_is_said_so(home: Home, router: SimpleNames
         with pytest.raises(Unavailable, match="'other'") as caught:
             show_or_become_up(served, home, Settings(), wait_s=0.5)
     assert caught.value.code == "model_not_listed"
+
+
+def test_a_router_that_wants_another_key_is_not_waited_for(
+    home: Home, router: SimpleNamespace
+) -> None:
+    router.key = "fxi_key"
+    served = Served(name="mine", path="mine.yaml", is_new=True)
+    with SingleInstance.acquire(home.up_lock, {"what": "up", "address": router.url}):
+        with pytest.raises(Unauthorized, match="set FLEXINFER_SERVE__API_KEYS") as caught:
+            show_or_become_up(served, home, Settings())
+    assert caught.value.code == "invalid_api_key"
+    assert router.looks == 1
 
 
 def test_the_model_file_says_what_made_it_and_how_to_undo_it(tmp_path: Path, home: Home) -> None:

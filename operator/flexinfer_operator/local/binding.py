@@ -15,7 +15,7 @@ from flexinfer.catalog import Catalog, search_paths
 from flexinfer.catalog.binding import wanted
 from flexinfer.catalog.folder import entry_files
 from flexinfer.engine import EngineArtifact
-from flexinfer.errors import FlexInferError, NotFound, Unavailable
+from flexinfer.errors import FlexInferError, InvalidInput, NotFound, Unavailable
 from flexinfer.fleet import Failure
 from flexinfer.launching import engine_artifact
 from flexinfer.log import get_logger
@@ -102,8 +102,13 @@ class Binder:
         except NotFound:  # the entry may be as new as whoever asks
             self._catalog = Catalog.load(self._paths())
             reference = wanted(parsed, self._catalog)[2]
-        digest = self._digest(reference, None)
-        return None if digest is None else engine_artifact(self._store.artifact(digest), digest)
+        try:
+            digest = self._digest(reference, None)
+            return None if digest is None else engine_artifact(self._store.artifact(digest), digest)
+        except (NotFound, InvalidInput) as error:  # of the store, not of the source
+            raise Unavailable(
+                f"the store cannot be read now: {error.message}", code="store_unreadable"
+            ) from error
 
     def keep_only(self, models: Collection[str]) -> None:
         """Watch the blobs of *models* and of no others."""

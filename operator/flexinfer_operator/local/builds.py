@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from flexinfer.clock import Clock
@@ -35,7 +36,11 @@ def build_command(source: str) -> tuple[str, ...]:
 
 
 class Builder:
-    """Builds by source. *on_end* is told the source when one ended, and whether well."""
+    """Builds by source.
+
+    *on_turn* is told each source that is built or waits for it when another build begins; *on_end* is told the
+    source of one that ended, and whether well.
+    """
 
     def __init__(
         self,
@@ -43,32 +48,46 @@ class Builder:
         clock: Clock,
         *,
         nice: int,
+        on_turn: Callable[[str], None],
         on_end: Callable[[str, bool], None],
         command: BuildCommand = build_command,
     ) -> None:
         self._home = home
         self._clock = clock
         self._nice = nice
+        self._on_turn = on_turn
         self._on_end = on_end
         self._command = command
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._tasks: dict[str, asyncio.Task[tuple[str, int]]] = {}
         self._states: dict[str, Builds] = {}
         self._turn = asyncio.Lock()
+        self._current = ""
+        self._dropped: set[str] = set()
 
     def state(self, source: str) -> Builds:
-        return self._states.get(source, Builds())
+        found = self._states.get(source, Builds())
+        is_queued = source in self._tasks and source != self._current
+        return replace(found, behind=self._current) if is_queued else found
 
     def start(self, source: str, *, why: str) -> None:
         """Build *source*, after those that are being built. Twice is once."""
         if source in self._tasks:
             return
         self._states[source] = replace(self.state(source), is_running=True)
-        self._tasks[source] = asyncio.create_task(self._run(source, why), name=f"build {source}")
+        task = asyncio.create_task(self._run(source, why), name=f"build {source}")
+        self._tasks[source] = task
+        task.add_done_callback(partial(self._ended, source))
 
     def succeeded(self, source: str) -> None:
         """Forget failures: the artifact is here, whole."""
         if source not in self._tasks:
             self._states.pop(source, None)
+
+    def keep_only(self, sources: Collection[str]) -> None:
+        """End the builds of all other sources: nobody wants them any more. What they have done so far is kept."""
+        for source in self._tasks.keys() - set(sources) - self._dropped:
+            self._dropped.add(source)  # once: a second cancel would not wait for its end
+            self._tasks[source].cancel()
 
     def failed(self, source: str, message: str, *, exit_code: int = 0) -> None:
         """Count a build that failed, or (0) ended well and left the artifact incomplete all the same."""
@@ -90,22 +109,35 @@ class Builder:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _run(self, source: str, why: str) -> None:
-        failure, exit_code = "", 1
+    async def _run(self, source: str, why: str) -> tuple[str, int]:
+        """Return what `_built` does; whatever breaks is a failure."""
         try:
             async with self._turn:
+                self._current = source
+                for queued in self._tasks:
+                    self._on_turn(queued)
                 log.info("build_started", source=source, why=why, human=f"building {source}")
-                failure, exit_code = await self._built(source)
+                return await self._built(source)
         except FlexInferError as error:
-            failure = error.message
-        except asyncio.CancelledError:
-            raise
+            return error.message, 1
         except Exception as error:
             log.error("build_broke", source=source, exc_info=error)
-            failure = f"{type(error).__name__}: {error}"
+            return f"{type(error).__name__}: {error}", 1
         finally:
-            del self._tasks[source]
-            self._states[source] = replace(self.state(source), is_running=False)
+            if self._current == source:
+                self._current = ""
+
+    def _ended(self, source: str, task: asyncio.Task[tuple[str, int]]) -> None:
+        """Note how *task* ended, which may never have begun."""
+        del self._tasks[source]
+        self._dropped.discard(source)
+        if task.cancelled():
+            del self._states[source]
+            log.info("build_dropped", source=source, human=f"{source} is built no more")
+            self._on_end(source, False)
+            return
+        self._states[source] = replace(self.state(source), is_running=False)
+        failure, exit_code = task.result()
         if failure:
             self.failed(source, failure, exit_code=exit_code)
             log.warning(

@@ -93,13 +93,19 @@ class LocalCluster:
             on_fault=announce_refusal,
             check=lambda document: edit_problems(engines, document, binder.offered),
             recall=self._desk.last_good,
+            owner=self._desk.file_of,
         )
         self._sight = Sight(files=files, binder=binder)
         self._shelf = Shelf(clock)
         self._publication = Publication(first_generation=int(clock.unix_s() * 1000))
         self._routers = RouterServer(home.operator_socket, self, self._newest)
         self._builder = Builder(
-            home, clock, nice=settings.build.nice, on_end=self._build_ended, command=build
+            home,
+            clock,
+            nice=settings.build.nice,
+            on_turn=self._touch_all_of,
+            on_end=self._build_ended,
+            command=build,
         )
         self._verdicts = Verdicts(self._builder)
         self._client = httpx.AsyncClient(trust_env=False)
@@ -378,6 +384,7 @@ class LocalCluster:
             self._revisions.touch(name)
             self._forget_if_gone(name)
         models = [known for _, known in self._shelf.items()]
+        self._builder.keep_only({k.model.spec.source for k in models if not k.is_deleted})
         for source in self._verdicts.settle(unseen, models, bound=seen.bindings):
             self._touch_all_of(source)
 

@@ -89,6 +89,11 @@ class Desk:
         found = [known.model for known in list(self._models.values()) if known.file == file]
         return found[0] if len(found) == 1 else None
 
+    def file_of(self, name: str) -> str:
+        """Return the name of the file that defined Model *name* last; empty: it is not known. For any thread."""
+        known = self._models.get(name)
+        return "" if known is None else known.file
+
     def estimate(self, digest: str) -> ColdStarts | None:
         """Return what starts of *digest* took here; None: there was none."""
         return self._estimates.get(digest)

@@ -6,6 +6,8 @@ import re
 from collections.abc import Container, Sequence
 from pathlib import Path
 
+from flexinfer.printable import one_line
+
 MAX_LOGS = 5
 _MAX_LAST_WORDS = 300
 _NAME = re.compile(r"engine-(?P<replica>(?P<model>.+)-[0-9a-f]{6}-[0-9]+)\.log(\.1)?")
@@ -28,7 +30,7 @@ def prune_logs(folder: Path, model: str, *, running: Container[str]) -> None:
 def last_words(lines: Sequence[str]) -> str:
     """Return the last of *lines* that says something, short and in one line; empty: none does."""
     for line in reversed(lines):
-        plain = "".join(c if c.isprintable() else " " for c in line).strip()
+        plain = one_line(line.strip(), most=_MAX_LAST_WORDS).strip()
         if plain:
-            return plain if len(plain) <= _MAX_LAST_WORDS else f"{plain[: _MAX_LAST_WORDS - 1]}…"
+            return plain
     return ""

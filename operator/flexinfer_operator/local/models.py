@@ -32,6 +32,9 @@ Check = Callable[[Document[Model]], Sequence[Problem]]
 Recall = Callable[[str], Model | None]
 """The name of a file → the last good state that an earlier operator knew of it."""
 
+Owner = Callable[[str], str]
+"""The name of a Model → the name of the file that defined it for an earlier operator; empty: not known."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WrittenModel:
@@ -64,21 +67,37 @@ class ModelFiles:
         on_fault: Callable[[str, bool], None] | None = None,
         check: Check | None = None,
         recall: Recall | None = None,
+        owner: Owner = lambda _: "",
     ) -> None:
         self._folder = folder
         self._check = check
         self._recall = recall
+        self._owner = owner
         self._on_fault = on_fault
         self._files: dict[Path, _File] = {}
         self._owners: dict[str, Path] = {}
         """By Model: the file that defined it first."""
         self._doubles: dict[Path, str] = {}
         """Files that define a Model that another file has, and the sentence that says so."""
+        self._missed: frozenset[Path] = frozenset()
+        """Files that were not there at the last look: an editor may be about to put a new one in the place."""
+        self._unseen: dict[Path, str] = {}
+        """What the disk would not tell of at the last look, the folder itself or files in it, and why."""
 
     def scan(self) -> bool:
-        """Look again, reading only files that changed; return whether anything is different now."""
-        found = _signatures(self._folder)
-        gone = [file for file in self._files if file not in found]
+        """Look again, reading only files that changed; return whether anything is different now.
+
+        A file is gone when two looks in a row did not find it, and the disk let both look.
+        """
+        found, unseen = _look(self._folder)
+        for path in unseen.keys() - self._unseen.keys():
+            log.warning("model_file_unseen", file=str(path), error=unseen[path])
+        self._unseen = unseen
+        absent: frozenset[Path] = frozenset()
+        if self._folder not in unseen:
+            absent = frozenset(self._files.keys() - found.keys() - unseen.keys())
+        gone = absent & self._missed
+        self._missed = absent - gone
         for file in gone:
             del self._files[file]
         changed = bool(gone)
@@ -149,10 +168,7 @@ class ModelFiles:
             model = self._files[file].model
             if model is not None:
                 found.setdefault(model.metadata.name, []).append(file)
-        self._owners = {
-            name: self._owners[name] if self._owners.get(name) in files else files[0]
-            for name, files in found.items()
-        }
+        self._owners = {name: self._first_of(name, files) for name, files in found.items()}
         doubles = {
             file: f"{file}: Model {name!r} is defined in {self._owners[name]} already"
             for name, files in found.items()
@@ -167,6 +183,10 @@ class ModelFiles:
             for name, file in self._owners.items()
         }
 
+    def _first_of(self, name: str, files: Sequence[Path]) -> Path:
+        held = self._owners.get(name) or self._folder / self._owner(name)
+        return held if held in files else files[0]
+
     def _written(self, file: Path, doubles: Sequence[Path]) -> WrittenModel:
         known = self._files[file]
         assert known.model is not None
@@ -176,15 +196,18 @@ class ModelFiles:
     @property
     def is_whole(self) -> bool:
         """Whether every file is a Model: what is not among `written` has no file then."""
-        return all(known.model is not None for known in self._files.values())
+        return not self._unseen and all(known.model is not None for known in self._files.values())
 
     def faults(self) -> dict[Path, str]:
-        """Return what is wrong with each file that is refused."""
-        return {file: known.fault for file, known in self._files.items() if known.fault}
+        """Return what is wrong with each file that is refused or cannot be looked at, and with the folder."""
+        refused = {file: known.fault for file, known in self._files.items() if known.fault}
+        return refused | self._unseen
 
 
-def _signatures(folder: Path) -> dict[Path, Signature]:
+def _look(folder: Path) -> tuple[dict[Path, Signature], dict[Path, str]]:
+    """Return the files of *folder*, and what could not be looked at, which may be *folder*, with the reason."""
     found: dict[Path, Signature] = {}
+    unseen: dict[Path, str] = {}
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
@@ -194,16 +217,21 @@ def _signatures(folder: Path) -> dict[Path, Signature]:
                     if not entry.is_file():
                         continue
                     stat = entry.stat()
-                except OSError:
-                    continue  # gone meanwhile, or a link to nowhere
+                except FileNotFoundError:
+                    continue  # gone meanwhile
+                except OSError as error:
+                    unseen[folder / entry.name] = f"{folder / entry.name}: {error.strerror}"
+                    continue
                 signature = (stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino)
                 found[folder / entry.name] = signature
                 if len(found) >= MAX_FILES:
                     log.warning("model_files_ignored", folder=str(folder), limit=MAX_FILES)
                     break
     except FileNotFoundError:
-        return {}
-    return found
+        pass
+    except OSError as error:
+        unseen[folder] = f"{folder}: {error.strerror}"
+    return found, unseen
 
 
 def _parse(file: Path) -> Document[Model]:

@@ -24,7 +24,7 @@ from flexinfer_operator.local.ledger import (
     read_state,
     summarize,
 )
-from flexinfer_operator.local.models import ModelFiles
+from flexinfer_operator.local.models import ModelFiles, WrittenModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,10 +202,10 @@ class Overview:
 
 def overview(home: Home) -> Overview:
     """Return all Models of *home*, sorted by name."""
-    files = ModelFiles(home.models)
+    state = read_state(home.state_db, machine=machine_name())
+    files = ModelFiles(home.models, owner=lambda name: _file_of(name, state.models))
     for _ in range(2):  # a fault is believed at the second look
         files.scan()
-    state = read_state(home.state_db, machine=machine_name())
     records = tuple(living(home.replica_records))
     builds = running_builds(home)
 
@@ -229,7 +229,7 @@ def overview(home: Home) -> Overview:
     written = files.written()
     statuses = {name: known.status for name, known in state.models.items()}
     found = [
-        seen(name, one.file, one.model, one.fault, statuses.get(name))
+        seen(name, one.file, *_in_force(one, state.models.get(name)), statuses.get(name))
         for name, one in written.items()
     ]
     for file, fault in files.faults().items():
@@ -240,6 +240,24 @@ def overview(home: Home) -> Overview:
         builds=builds,
         is_operator_running=holder(home.operator_lock) is not None,
     )
+
+
+def _file_of(name: str, known: Mapping[str, KnownModel]) -> str:
+    return known[name].file if name in known else ""
+
+
+def _in_force(written: WrittenModel, known: KnownModel | None) -> tuple[Model, str]:
+    """Return the Model that holds, and why the newest edit of its file is refused; empty: it is not.
+
+    What the operator refused it kept the old state of; it may know more than the file tells.
+    """
+    if known is None or known.model is None or known.file != written.file.name:
+        return written.model, written.fault
+    conditions = () if known.status is None else known.status.conditions
+    refused = next((c.message for c in conditions if c.reason == "EditRefused"), "")
+    if not refused or written.model == known.model:
+        return written.model, written.fault
+    return known.model, written.fault or refused
 
 
 def _served_from(

@@ -155,6 +155,7 @@ def _view(one: Replica, book: LeaseBook, publication: Publication) -> ReplicaVie
         ready_s=one.ready_s,
         last_active_s=book.replica_active_s(one.id),
         substage=one.progress.substage,
+        waits_for=one.waits_for,
         url="" if running is None else running.url,
         key="" if running is None else running.key,
         draining=draining,

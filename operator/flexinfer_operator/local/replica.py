@@ -22,14 +22,14 @@ from flexinfer.engine import Cause, Engine, EngineArtifact, Resources, Substage
 from flexinfer.errors import FlexInferError, IntegrityError
 from flexinfer.launching import RunningEngine, record_of, start_engine
 from flexinfer.log import get_logger
-from flexinfer.oci import Digest, parse_digest
+from flexinfer.oci import parse_digest
 from flexinfer.places import Home
 from flexinfer.process import UNKNOWN_EXIT, Progress
 from flexinfer.resources.model import Model
-from flexinfer.store import Checkout, Store
+from flexinfer.store import Checkout, Errand, Store
 from flexinfer_operator.local.hearing import Pace
 from flexinfer_operator.local.logs import last_words
-from flexinfer_operator.local.ticking import OwnReading, with_ticks
+from flexinfer_operator.local.ticking import OwnReading, checked_out, with_ticks
 from flexinfer_operator.local.tools import Tools
 from flexinfer_operator.local.watching import watch
 from flexinfer_operator.plan.view import Crash, Draining, ReplicaState, Silence
@@ -108,6 +108,8 @@ class Replica:
     silence: Silence | None = None
     suspected: asyncio.Event = field(default_factory=asyncio.Event)
     """A router had no answer from it: it is asked at once."""
+    waits_for: str = ""
+    """Somebody else's work, in words, without which its start cannot go on."""
     running: RunningEngine | None = None
     phases: dict[str, float] = field(default_factory=dict)
     is_adopted: bool = False
@@ -268,6 +270,12 @@ class Replica:
         """Note that the load moves, at what it is at."""
         self.progress.at_s = self.means.clock.now_s()
 
+    def wait_for(self, what: str) -> None:
+        """Note that its start waits for *what*; empty: it goes on."""
+        if what != self.waits_for:
+            self.waits_for = what
+            self.listener.replica_changed(self)
+
     def become_ready(self) -> None:
         if self.state != "loading":
             return
@@ -318,17 +326,21 @@ async def _life(replica: Replica, order: Order) -> None:
         # Its steps have limits of their own, and a package index may be silent for long.
         python = await with_ticks(means.tools.ensure(launch.tool), replica.moved)
     began_s = clock.now_s()
-    reading = OwnReading()
+    reading, errand = OwnReading(), Errand()
 
     def verifying() -> None:
         replica.enter(Substage.VERIFYING)
-        if reading.moved():
+        replica.wait_for(errand.waits_for)
+        # A wait for somebody else's work is no stall: the lock that is waited for has a limit of its own.
+        if reading.moved() or errand.waits_for:
             replica.moved()
 
     digest = parse_digest(order.digest)
-    checkout = await with_ticks(checked_out(means.store, digest), verifying)
+    checkout = await with_ticks(checked_out(means.store, digest, errand), verifying)
     replica.hold(checkout)
-    replica.phases["verify"] = clock.now_s() - began_s
+    replica.wait_for("")
+    # What others took says nothing of the next start.
+    replica.phases["verify"] = max(0.0, clock.now_s() - began_s - errand.waited_s)
     began_s = clock.now_s()
     if replica.state == "stopping":  # from here on it is the process that is stopped
         raise asyncio.CancelledError
@@ -356,17 +368,6 @@ async def _life(replica: Replica, order: Order) -> None:
     )
     replica.listener.replica_changed(replica)
     await watch(replica, running, started_s=started_s)
-
-
-async def checked_out(store: Store, digest: Digest) -> Checkout:
-    """Return the lease. Cancelled, it still waits for the thread, and gives the lease back."""
-    work = asyncio.ensure_future(asyncio.to_thread(store.checkout, digest))
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        with suppress(FlexInferError):
-            (await work).close()
-        raise
 
 
 def _write_record(replica: Replica, running: RunningEngine) -> None:

@@ -32,6 +32,12 @@ class Seen:
     bindings: Mapping[str, Binding]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Good:
+    source: str
+    engine: EngineFacts
+
+
 @dataclass(slots=True, kw_only=True)
 class _Trouble:
     looks: int = 0
@@ -45,8 +51,8 @@ class Sight:
     files: ModelFiles
     binder: Binder
     _is_stale: bool = True
-    _good: dict[str, str] = field(default_factory=dict)
-    """By Model: the source that it was last bound to without trouble."""
+    _good: dict[str, _Good] = field(default_factory=dict)
+    """By Model: the last time that it was bound without trouble."""
     _troubles: dict[str, _Trouble] = field(default_factory=dict)
 
     async def look(
@@ -105,13 +111,16 @@ class Sight:
             failure = Failure(code="store_unreadable", message=message)
         else:
             self._troubles.pop(name, None)
-            self._good[name] = source
+            self._good[name] = _Good(source=source, engine=binding.engine)
             return binding
         trouble = self._troubles.setdefault(name, _Trouble())
         trouble.looks += 1
         if trouble.message != failure.message:
             trouble.message = failure.message
             log.warning("model_not_bound", model=name, code=failure.code, error=failure.message)
-        if self._good.get(name) == source and trouble.looks < PATIENCE:
+        good = self._good.get(name)
+        if good is not None and good.source == source and trouble.looks < PATIENCE:
             return None
-        return Binding(bound=Bound(unreadable=failure), engine=EngineFacts())
+        # What its engine offers is still so: replicas that run go on answering.
+        engine = EngineFacts() if good is None else good.engine
+        return Binding(bound=Bound(unreadable=failure), engine=engine)

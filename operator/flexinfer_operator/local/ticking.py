@@ -1,11 +1,15 @@
-"""Steps of a start that have no process of their own to watch: look meanwhile whether they move."""
+"""Steps of a start that have no process of their own to watch: look meanwhile whether they move, and end them."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
+
+from flexinfer.oci import Digest
+from flexinfer.store import Checkout, Errand, Store
 
 T = TypeVar("T")
 
@@ -25,6 +29,22 @@ async def with_ticks(
     finally:
         # Not awaited: a cancellation of ours that came then would be lost in its.
         ticking.cancel()
+
+
+async def checked_out(store: Store, digest: Digest, errand: Errand) -> Checkout:
+    """Return the lease. Cancelled, it gives *errand* up and waits for nobody: a lease that comes late is given back.
+
+    A thread of its own works: it may wait for somebody else's hash of 40 GB, and nobody shall wait for it.
+    """
+    threads = ThreadPoolExecutor(1, thread_name_prefix="checkout")
+    work = threads.submit(store.checkout, digest, errand=errand)
+    threads.shutdown(wait=False)
+    try:
+        return await asyncio.wrap_future(work)
+    except asyncio.CancelledError:
+        errand.give_up()
+        work.add_done_callback(_give_back)
+        raise
 
 
 class OwnReading:
@@ -47,6 +67,11 @@ class OwnReading:
         except OSError:
             return None
         return next((int(line[6:]) for line in lines if line.startswith("rchar:")), None)
+
+
+def _give_back(work: Future[Checkout]) -> None:
+    if not work.cancelled() and work.exception() is None:
+        work.result().close()
 
 
 async def _ticks(tick: Callable[[], None], every_s: float) -> None:

@@ -114,9 +114,9 @@ def _cached(
     is_spent = bool(bound.damage) and any(one.is_wrong for one in failures)
     last = f"; the last build failed: {failures[-1].message}" if failures else ""
     if view.builds.is_running:
-        check = Check(
-            status="False", reason="CacheNotReady", message=f"{what}: it is being built{last}"
-        )
+        behind = view.builds.behind
+        now = f"it is built after {behind}" if behind else "it is being built"
+        check = Check(status="False", reason="CacheNotReady", message=f"{what}: {now}{last}")
         return check, None, False, None
     if is_spent or len(failures) >= policy.build_tries:
         code = "digest_mismatch" if bound.damage else "build_failed"

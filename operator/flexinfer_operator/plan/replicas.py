@@ -6,7 +6,9 @@ In this order, for each replica that is not already stopping:
        refused → drain
     3. draining: wanted again → take back; acknowledged by every router, or `drainTimeout` → stop
     4. old revision: as many new ones are ready → drain
-    5. idle for `idleTimeout` beyond `minReplicas` → drain
+    5. idle for `idleTimeout`, and without it `minReplicas` are ready and answer → drain
+What is kept for `minReplicas` counts as in use: an old revision is then followed by a new one, idle or not.
+While nobody can say what the source is bound to, nothing counts as of an old revision.
 A start is only wished for here; whether there is room is decided for all Models together (`room`).
 """
 
@@ -17,7 +19,7 @@ from dataclasses import dataclass, field
 
 from flexinfer_operator.plan import health
 from flexinfer_operator.plan.action import Drain, Stop, Undrain
-from flexinfer_operator.plan.crashes import retry_s
+from flexinfer_operator.plan.crashes import current_crash, retry_s
 from flexinfer_operator.plan.demand import Demand, is_acknowledged
 from flexinfer_operator.plan.gate import Gate
 from flexinfer_operator.plan.view import LeaseView, ModelView, Policy, ReplicaView, RouterView
@@ -52,6 +54,12 @@ class Facts:
     def is_fresh(self, replica: ReplicaView) -> bool:
         return replica.revision == self.revision and not self.view.is_deleted
 
+    def is_outdated(self, replica: ReplicaView) -> bool:
+        """Return whether the spec, or what its source is bound to, is known to be another by now."""
+        bound = self.view.bound
+        is_known = bound.unreadable is None and bound.fault is None
+        return is_known and replica.revision != self.revision
+
 
 @dataclass(slots=True, kw_only=True)
 class Decision:
@@ -63,7 +71,7 @@ class Decision:
     is_urgent: bool = False
     """Somebody waits for it."""
     replaces: str = ""
-    """The ready replica of an old revision that the wished one is to follow."""
+    """The ready replica of an old revision that the wished one is to follow, and whose place it may take."""
     wanted: int = 0
     why: str = ""
 
@@ -93,7 +101,7 @@ def _end_failed_and_refused(facts: Facts, out: Decision, now_s: float) -> None:
     for replica in facts.replicas:
         if replica.state == "loading":
             deadline_s = replica.progress_s + stall_s
-            if view.is_deleted or replica.revision != facts.revision or refused:
+            if view.is_deleted or facts.is_outdated(replica) or refused:
                 why = refused or (
                     "the Model was deleted" if view.is_deleted else "the spec changed"
                 )
@@ -179,7 +187,7 @@ def _wish_for_start(facts: Facts, out: Decision, now_s: float) -> None:
         return
     serving = _serving(facts, out)
     fresh = [r for r in serving if facts.is_fresh(r)]
-    old = [r for r in serving if not facts.is_fresh(r) and not _is_idle(facts, r, now_s)]
+    old = _old_in_use(facts, serving, now_s)
     taken_back = sum(isinstance(action, Undrain) for action in out.actions)
     # A replica of an old revision that is still in use is followed by a new one, whether or not anyone asks now.
     wanted = max(out.wanted, min(len(old), facts.maximum))
@@ -195,22 +203,29 @@ def _wish_for_start(facts: Facts, out: Decision, now_s: float) -> None:
         return
     out.wants_start = True
     out.is_urgent = facts.demand.waiting > 0
-    if old:
+    if old and not _is_leaving(facts, out) and current_crash(facts.view, facts.revision) is None:
+        # Not for a place that is about to be free anyway, nor for a revision that has failed.
         out.replaces = min(old, key=lambda r: (facts.demand.in_flight.get(r.id, 0), r.id)).id
+
+
+def _old_in_use(facts: Facts, serving: list[ReplicaView], now_s: float) -> list[ReplicaView]:
+    """Return the replicas of an old revision but for idle ones that `minReplicas` does not need."""
+    old = [r for r in serving if not facts.is_fresh(r)]
+    idle = sorted((r for r in old if _is_idle(facts, r, now_s)), key=lambda r: (_active_s(r), r.id))
+    spare = max(sum(_answers(r) for r in serving) - facts.minimum, 0)
+    return [r for r in old if r not in idle[:spare]]
 
 
 def _replace_old(facts: Facts, out: Decision) -> None:
     if facts.view.is_deleted:
         return
     serving = _serving(facts, out)
-    ready = [
-        r for r in serving if facts.is_fresh(r) and r.state == "ready" and not health.is_silent(r)
-    ]
+    ready = [r for r in serving if facts.is_fresh(r) and _answers(r)]
     old = [r for r in serving if not facts.is_fresh(r) and r.state == "ready"]
     spare = len(ready) + len(old) - max(out.wanted, 1)
     if not ready:
         return
-    old.sort(key=lambda r: (facts.demand.in_flight.get(r.id, 0), r.id))
+    old.sort(key=lambda r: (_answers(r), facts.demand.in_flight.get(r.id, 0), r.id))
     for replica in old[: max(spare, 0)]:
         out.actions.append(
             Drain(model=facts.view.name, replica=replica.id, why="a newer revision is ready")
@@ -221,23 +236,30 @@ def _drain_idle(facts: Facts, out: Decision, now_s: float) -> None:
     view = facts.view
     if view.is_deleted or facts.demand.waiting:
         return
-    serving = _serving(facts, out)
-    left = len(serving)
-    fresh_left = sum(facts.is_fresh(r) for r in serving)
-    idle = [r for r in serving if r.state == "ready" and not facts.demand.in_flight.get(r.id, 0)]
+    ready = [r for r in _serving(facts, out) if r.state == "ready"]
+    # One that loads may never answer: nothing is let go for its sake.
+    answering = sum(_answers(r) for r in ready)
+    fresh_left = sum(facts.is_fresh(r) for r in ready)
+    idle = [r for r in ready if not facts.demand.in_flight.get(r.id, 0)]
     for replica in sorted(idle, key=lambda r: (_active_s(r), r.id)):
-        if left <= facts.minimum or (left == 1 and facts.demand.is_busy):
-            return
+        others = answering - _answers(replica)
+        if others < facts.minimum or (not others and facts.demand.is_busy):
+            continue
+        idle_at_s = _idle_at_s(facts, replica, is_last=not others)
         if facts.is_fresh(replica) and fresh_left > facts.maximum:
             why = f"above maxReplicas {facts.maximum}"
-        elif _idle_at_s(facts, replica, is_last=left == 1) <= now_s:
+        elif idle_at_s <= now_s:
             why = f"idle for {view.model.spec.serverless.idle_timeout:g} s"
         else:
-            out.timers.append(_idle_at_s(facts, replica, is_last=left == 1))
+            out.timers.append(idle_at_s)
             continue
-        left -= 1
+        answering = others
         fresh_left -= facts.is_fresh(replica)
         out.actions.append(Drain(model=view.name, replica=replica.id, why=why))
+
+
+def _answers(replica: ReplicaView) -> bool:
+    return replica.state == "ready" and not health.is_silent(replica)
 
 
 def _is_idle(facts: Facts, replica: ReplicaView, now_s: float) -> bool:
@@ -264,6 +286,14 @@ def _serving(facts: Facts, out: Decision) -> list[ReplicaView]:
         for r in facts.replicas
         if r.state != "stopping" and r.draining is None and r.id not in gone
     ]
+
+
+def _is_leaving(facts: Facts, out: Decision) -> bool:
+    """Return whether one of its replicas is about to be gone."""
+    gone = out.touched()
+    return any(
+        r.state == "stopping" or r.draining is not None or r.id in gone for r in facts.replicas
+    )
 
 
 def _draining(facts: Facts) -> list[ReplicaView]:

@@ -6,7 +6,8 @@ Those for whom somebody waits come first, by priority, then by how long they wai
     2. it follows a replica of its own old revision     → drain that one
     3. a place is about to be free                      → wait for it
     4. somebody waits: another Model is idle            → drain its replica, lowest priority, then longest idle first
-    5. somebody has waited for `swapWait`: another Model of no higher priority is busy → drain that one
+    5. somebody has waited for `swapWait`: another Model of no higher priority is busy → drain that one; one that
+       loads for somebody is left alone, unless its load has waited for others for as long
 A Model is never drained below `minReplicas` for one of the same or a lower priority.
 """
 
@@ -129,10 +130,11 @@ def _make_room(
         for replica in held:
             is_busy = other.demand.waiting > 0 or other.demand.in_flight.get(replica.id, 0) > 0
             if is_busy:
-                if replica.state == "loading" or rank > priority:
+                is_loading = replica.state == "loading" and not replica.waits_for
+                if is_loading or rank > priority:
                     continue
-                ready_s = now_s if replica.ready_s is None else replica.ready_s
-                due_s = max(swap_at_s, ready_s + policy.swap_wait_s)
+                begun_s = replica.created_s if replica.ready_s is None else replica.ready_s
+                due_s = max(swap_at_s, begun_s + policy.swap_wait_s)
                 if due_s > now_s:
                     out.timers.append(due_s)
                     continue

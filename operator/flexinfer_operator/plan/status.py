@@ -101,7 +101,7 @@ def _serving_check(
         return Check(status="Unknown", reason="EngineUnresponsive", message=_silence(ready))
     match phase:
         case "Loading":
-            return Check(status="False", reason="StartingBackend")
+            return Check(status="False", reason="StartingBackend", message=_wait(facts.replicas))
         case "Preempted":
             message = f"made room for {facts.view.preempted_by}"
             return Check(status="False", reason="Preempted", message=message)
@@ -120,6 +120,12 @@ def _serving_check(
 def _crash(facts: Facts, crash: Crash) -> str:
     said = crashes.words(facts.view, facts.revision, facts.policy)
     return f"{said}; its last line: {crash.detail}" if crash.detail else said
+
+
+def _wait(replicas: tuple[ReplicaView, ...]) -> str:
+    """Return what a load waits for; empty: for nobody."""
+    waits = (r.waits_for for r in replicas if r.state == "loading" and r.waits_for)
+    return next((f"its start waits for {what}" for what in waits), "")
 
 
 def _silence(silent: list[ReplicaView]) -> str:
@@ -181,6 +187,8 @@ def _message(
 ) -> str:
     if facts.gate.failure is not None:
         return facts.gate.failure.message
+    if wait := _wait(facts.replicas):
+        return wait
     if crash is not None:
         return _crash(facts, crash)
     if facts.view.edit_fault:

@@ -83,6 +83,8 @@ class ReplicaView:
     last_active_s: float | None = None
     """When a lease last showed a request in flight here."""
     substage: str = ""
+    waits_for: str = ""
+    """Somebody else's work, in words, without which its load cannot go on: it has no process yet."""
     url: str = ""
     key: str = field(default="", repr=False)
     draining: Draining | None = None
@@ -175,6 +177,9 @@ class Builds:
     """Builds of a Model's source that this operator asked for, since its artifact was last whole."""
 
     is_running: bool = False
+    """It was asked for, and has not ended."""
+    behind: str = ""
+    """The source that is built before it can begin; empty: it has begun, or none is running."""
     failures: tuple[BuildFailure, ...] = ()
 
 

@@ -157,6 +157,12 @@ class SimulatedCluster:
     def progress(self, replica: str) -> None:
         self._replicas[replica] = replace(self._replicas[replica], progress_s=self._clock.now_s())
 
+    def waits(self, replica: str, what: str) -> None:
+        """Say what a load waits for; empty: it goes on."""
+        one = self._replicas[replica]
+        self._replicas[replica] = replace(one, waits_for=what)
+        self._revisions.touch(one.model)
+
     def ready(self, replica: str) -> None:
         now_s = self._clock.now_s()
         one = self._replicas[replica]
