@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flexinfer.builds import RunningBuild, running_builds
-from flexinfer.errors import NotFound
+from flexinfer.errors import InvalidInput, NotFound
 from flexinfer.places import Home
 from flexinfer.process import Record, holder, living
 from flexinfer.resources.model import Condition, Model, ModelStatus
@@ -201,7 +201,11 @@ class Overview:
 
 
 def overview(home: Home) -> Overview:
-    """Return all Models of *home*, sorted by name."""
+    """Return all Models of *home*, sorted by name; while `models/` cannot be listed, those of the last operator.
+
+    Raises:
+        InvalidInput: code `model_files_unreadable`: `models/` cannot be listed, and nothing is known of it.
+    """
     state = read_state(home.state_db, machine=machine_name())
     files = ModelFiles(home.models, owner=lambda name: _file_of(name, state.models))
     for _ in range(2):  # a fault is believed at the second look
@@ -232,7 +236,15 @@ def overview(home: Home) -> Overview:
         seen(name, one.file, *_in_force(one, state.models.get(name)), statuses.get(name))
         for name, one in written.items()
     ]
-    for file, fault in files.faults().items():
+    faults = files.faults()
+    if (fault := faults.pop(home.models, "")) and not state.models:
+        raise InvalidInput(fault, code="model_files_unreadable")
+    if fault:
+        found += [
+            seen(name, home.models / known.file, known.model, fault, known.status)
+            for name, known in state.models.items()
+        ]
+    for file, fault in faults.items():
         name, status = _served_from(file.name, state.models, written)
         found.append(seen(name or file.stem, file, None, fault, status or _refused(fault)))
     return Overview(
