@@ -76,7 +76,7 @@ async def _clear_up(record: Record) -> None:
 def _output(record: Record, max_log_bytes: int) -> FileOutput | None:
     if record.log_path is None:
         return None
-    output = FileOutput(record.log_path, max_bytes=max_log_bytes)
+    output = FileOutput(record.log_path, max_bytes=max_log_bytes, start=record.log_start)
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:

@@ -9,6 +9,7 @@ import signal
 from flexinfer.errors import ProcessFailed
 from flexinfer.process import group, procfs
 from flexinfer.process.leader import Leader
+from flexinfer.process.logfile import LogReader
 from flexinfer.process.output import Output
 from flexinfer.process.procfs import Usage
 from flexinfer.process.spec import ProcessSpec
@@ -54,6 +55,11 @@ class Child:
             self._leader.signal_group(signal.SIGKILL)
             self._settle()
         return self._leader.returncode
+
+    @property
+    def log_start(self) -> int:
+        """How much of its log is of earlier starts; 0 without one."""
+        return self._output.start if self._output is not None else 0
 
     async def wait(self) -> int:
         """Return how it ended, when it has. What it left behind is gone by then.
@@ -107,8 +113,13 @@ class Child:
         self._close()
 
     def tail(self, lines: int = 50) -> tuple[str, ...]:
-        """Return the last lines that it wrote, oldest first."""
+        """Return the last lines that it wrote, oldest first; none of an earlier start."""
         return self._output.tail(lines) if self._output is not None else ()
+
+    def reader(self) -> LogReader | None:
+        """Return what reads its log from its own first line on; None without a log."""
+        log_path = self.spec.log_path
+        return None if log_path is None else LogReader(log_path, from_bytes=self.log_start)
 
     def usage(self) -> Usage | None:
         """Return what the whole group uses now; None if it ended, or off Linux.

@@ -39,8 +39,9 @@ async def start(spec: ProcessSpec) -> Child:
     with ExitStack() as ours, ExitStack() as childs:
         read_end: int | None = None
         words: int | None = None
+        log_start = 0
         if spec.log_path is not None:
-            words = _open_log(spec, spec.log_path)
+            words, log_start = _open_log(spec, spec.log_path)
         elif not spec.inherit_output:
             read_end, words = os.pipe()
             ours.callback(os.close, read_end)
@@ -62,7 +63,7 @@ async def start(spec: ProcessSpec) -> Child:
     _be_nice(pid, spec.nice)
     output: Output | None = None
     if spec.log_path is not None:
-        output = _watched(spec, spec.log_path, loop)
+        output = _watched(spec, spec.log_path, loop, start=log_start)
     elif read_end is not None:
         output = PipeOutput(read_end, loop, spec.on_line)
     return Child(spec, leader, mark=mark, output=output, lifeline=line)
@@ -99,11 +100,13 @@ def _why_not(spec: ProcessSpec, error: OSError) -> FlexInferError:
     return ProcessFailed(what, code="process_start_failed")
 
 
-def _open_log(spec: ProcessSpec, path: Path) -> int:
+def _open_log(spec: ProcessSpec, path: Path) -> tuple[int, int]:
+    """Return its descriptor, and how long it is already."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         logfile.keep_small(path, max_bytes=spec.max_log_bytes)
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        return log, os.fstat(log).st_size
     except OSError as error:
         what = f"process {spec.name}: cannot write its log {path}: {error.strerror}"
         if error.errno in _NO_SPACE:
@@ -121,7 +124,9 @@ def _be_nice(pid: int, nice: int) -> None:
         os.setpriority(os.PRIO_PROCESS, pid, min(19, ours + nice))
 
 
-def _watched(spec: ProcessSpec, path: Path, loop: asyncio.AbstractEventLoop) -> FileOutput:
-    output = FileOutput(path, max_bytes=spec.max_log_bytes)
+def _watched(
+    spec: ProcessSpec, path: Path, loop: asyncio.AbstractEventLoop, *, start: int
+) -> FileOutput:
+    output = FileOutput(path, max_bytes=spec.max_log_bytes, start=start)
     output.keep_small(loop)
     return output

@@ -1,8 +1,9 @@
 """Log files of children: read on from where one stopped, look at the end, keep them small.
 
-The child appends to its log by itself (O_APPEND), so the log goes on when we crash. Nobody can rotate a file
-that another process holds open; so a log that grew too large is copied aside, its last part only, and
-emptied in place. A few lines that arrive between the two steps are lost: only then, and only under a flood.
+The child appends to its log by itself (O_APPEND), so the log goes on when we crash, and goes on from what an
+earlier start left there: where a start's own lines begin is remembered. Nobody can rotate a file that another
+process holds open; so a log that grew too large is copied aside, its last part only, and emptied in place. A
+few lines that arrive between the two steps are lost: only then, and only under a flood.
 """
 
 from __future__ import annotations
@@ -26,10 +27,13 @@ class LogReader:
     costs about a millisecond; `is_behind` says that there was more.
     """
 
-    def __init__(self, path: Path, *, at_end: bool = False, last_bytes: int = 0) -> None:
+    def __init__(
+        self, path: Path, *, at_end: bool = False, last_bytes: int = 0, from_bytes: int = 0
+    ) -> None:
         """Begin at the start of *path*, or at its present end: what was written before is not given.
 
         *last_bytes*: begin so far before the end, at the first whole line there; `is_cut` says that there was more.
+        *from_bytes*: begin so far after the start; at the start of a log that is shorter, so was emptied meanwhile.
         """
         self.path = path
         self.is_behind = False
@@ -41,6 +45,8 @@ class LogReader:
         self._splitter = LineSplitter()
         if at_end or last_bytes:
             self._skip(last_bytes)
+        elif from_bytes:
+            self._skip_to(from_bytes)
 
     def read(self) -> tuple[str, ...]:
         """Return the lines completed since the last call; none while there is no file."""
@@ -72,6 +78,15 @@ class LogReader:
                     self.is_cut = True
                     file.seek(start - 1)
                     start += file.read(last_bytes + 1).find(b"\n")
+        except FileNotFoundError:
+            return
+        self._skip_to(start)
+
+    def _skip_to(self, start: int) -> None:
+        try:
+            with self.path.open("rb") as file:
+                if file.seek(0, os.SEEK_END) < start:
+                    return
                 file.seek(max(0, start - _FINGERPRINT_BYTES))
                 self._before = file.read(min(start, _FINGERPRINT_BYTES))
         except FileNotFoundError:
@@ -79,14 +94,21 @@ class LogReader:
         self._offset = start
 
 
-def tail(path: Path, lines: int) -> tuple[str, ...]:
+def tail(
+    path: Path, lines: int, *, start: int = 0, aside_bytes: int = _TAIL_BYTES
+) -> tuple[str, ...]:
     """Return the last *lines* of a log, oldest first, at most 256 KiB of them; none if there is no log.
 
-    A log that was just emptied is continued backwards into `<path>.1`.
+    *start*: how much of its beginning does not count, unless it was emptied meanwhile. A log that was just emptied
+    is continued backwards into the last *aside_bytes* of `<path>.1`.
     """
-    data = _last_bytes(path)
-    if data.count(b"\n") < lines and len(data) < _TAIL_BYTES:
-        data = _last_bytes(aside(path)) + data
+    data = _last_bytes(path, start=start)
+    if data.count(b"\n") < lines and len(data) < _TAIL_BYTES and aside_bytes:
+        before = _last_bytes(aside(path))
+        if aside_bytes < len(before):
+            before = before[-aside_bytes:]
+            before = before[before.find(b"\n") + 1 :]
+        data = before + data
     ended = data[-_TAIL_BYTES:].split(b"\n")
     if not ended[-1]:
         ended.pop()
@@ -98,8 +120,8 @@ def aside(path: Path) -> Path:
     return path.with_name(path.name + ".1")
 
 
-def keep_small(path: Path, *, max_bytes: int) -> int:
-    """Empty the log if it is above *max_bytes*, its last part copied aside, and return its size now.
+def keep_small(path: Path, *, max_bytes: int) -> int | None:
+    """Return the size of the log; if it is above *max_bytes*, empty it, its last part copied aside: None.
 
     At most a quarter of *max_bytes* and at most 4 MiB are copied, from the first whole line on. Without
     room for the copy the log is emptied all the same: a full disk is when it matters most.
@@ -119,16 +141,16 @@ def keep_small(path: Path, *, max_bytes: int) -> int:
         except OSError:
             aside(path).unlink(missing_ok=True)
         os.ftruncate(descriptor, 0)
-        return 0
+        return None
     finally:
         os.close(descriptor)
 
 
-def _last_bytes(path: Path) -> bytes:
+def _last_bytes(path: Path, *, start: int = 0) -> bytes:
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - _TAIL_BYTES))
+            file.seek(max(0, size - _TAIL_BYTES, start if start <= size else 0))
             return file.read(_TAIL_BYTES)
     except FileNotFoundError:
         return b""

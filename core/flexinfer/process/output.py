@@ -24,6 +24,9 @@ _REMEMBERED_CHARACTERS = 4096
 class Output(Protocol):
     """What a child has said."""
 
+    start: int
+    """How much of its log is of earlier starts."""
+
     def tail(self, lines: int) -> tuple[str, ...]:
         """Return the last *lines*, oldest first."""
         ...
@@ -36,9 +39,12 @@ class Output(Protocol):
 class FileOutput:
     """A log that the child appends to by itself. With a running loop it is kept small."""
 
-    def __init__(self, path: Path, *, max_bytes: int) -> None:
+    def __init__(self, path: Path, *, max_bytes: int, start: int = 0) -> None:
+        """*start*: how long the log was when this child began."""
+        self.start = start
         self._path = path
         self._max_bytes = max_bytes
+        self._aside_bytes = 0
         self._size = 0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -47,7 +53,7 @@ class FileOutput:
         self._look(loop, _SHORTEST_LOOK_S)
 
     def tail(self, lines: int) -> tuple[str, ...]:
-        return logfile.tail(self._path, lines)
+        return logfile.tail(self._path, lines, start=self.start, aside_bytes=self._aside_bytes)
 
     def close(self) -> None:
         if self._timer is not None:
@@ -62,6 +68,10 @@ class FileOutput:
         ):  # a disk that is full or read-only now: the log is bounded again once it is not
             self._timer = loop.call_later(_LONGEST_LOOK_S, self._look, loop, _LONGEST_LOOK_S)
             return
+        if size is None:
+            # So many at least of the bytes that are aside now are its own.
+            self._aside_bytes = max(0, self._max_bytes + 1 - self.start)
+            self.start = size = 0
         grown = max(0, size - self._size)
         self._size = size
         delay_s = next_look_s(self._max_bytes - size, grown=grown, elapsed_s=elapsed_s)
@@ -87,6 +97,7 @@ class PipeOutput:
         on_line: Callable[[str], None] | None,
     ) -> None:
         """Own *descriptor*, the reading end, from now on."""
+        self.start = 0
         self._descriptor: int | None = descriptor
         self._loop = loop
         self._on_line = on_line

@@ -20,8 +20,9 @@ _MAX_BYTES = 256 * 1024
 class Record:
     """A process, named so that another can never be taken for it: number, start time, boot.
 
-    mark: what its descendants bear (`Child.mark`), so that they are found when it is gone itself. extra: the
-    owner's own, for example the port and the artifact's digest.
+    mark: what its descendants bear (`Child.mark`), so that they are found when it is gone itself. log_start: how
+    much of its log was of earlier starts when this was written; that much of its own is passed over where the log
+    was emptied since and has grown beyond it. extra: the owner's own, for example the port.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Record:
     boot_id: str
     log_path: Path | None = None
     mark: str = ""
+    log_start: int = 0
     extra: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -38,7 +40,7 @@ class Record:
         return cls(
             name=child.spec.name, pid=child.pid, start_ticks=child.started_at,
             boot_id=procfs.boot_id(), log_path=child.spec.log_path, mark=child.mark,
-            extra=dict(extra or {}),
+            log_start=child.log_start, extra=dict(extra or {}),
         )  # fmt: skip
 
     def to_json(self) -> str:
@@ -46,7 +48,7 @@ class Record:
         fields = {
             "name": self.name, "pid": self.pid, "start_ticks": self.start_ticks,
             "boot_id": self.boot_id, "log_path": str(self.log_path) if self.log_path else None,
-            "mark": self.mark, "extra": dict(self.extra),
+            "mark": self.mark, "log_start": self.log_start, "extra": dict(self.extra),
         }  # fmt: skip
         return json.dumps(fields, sort_keys=True, ensure_ascii=False)
 
@@ -65,6 +67,7 @@ class Record:
                 start_ticks=_number(fields["start_ticks"]), boot_id=_text(fields["boot_id"]),
                 log_path=None if log_path is None else Path(_text(log_path)),
                 mark=_text(fields.get("mark", "")),
+                log_start=max(0, _number(fields.get("log_start", 0))),
                 extra={_text(key): _text(value) for key, value in fields["extra"].items()},
             )  # fmt: skip
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

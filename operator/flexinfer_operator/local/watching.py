@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from flexinfer.engine import Substage
 from flexinfer.launching import RunningEngine, probe
-from flexinfer.process import LogReader, Progress
+from flexinfer.process import Progress
 from flexinfer_operator.local.hearing import Hearing
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ async def _loaded(replica: Replica, running: RunningEngine) -> None:
     """Return when the engine answers its probe; note every sign of progress meanwhile."""
     clock = replica.means.clock
     began_s = clock.now_s()
-    reader = LogReader(running.log_path) if running.log_path is not None else None
+    reader = running.child.reader()
     next_probe_s = began_s + _PROBE_EVERY_S if not replica.is_adopted else began_s
     next_usage_s = began_s + _USAGE_EVERY_S
     probe_every_s = _PROBE_EVERY_S

@@ -76,7 +76,7 @@ def test_the_tail_is_the_end_of_the_log(log: Path) -> None:
 
 def test_the_tail_of_a_log_just_emptied_goes_back_into_the_part_aside(log: Path) -> None:
     append(log, "".join(f"line {number}\n" for number in range(1000)))
-    assert logfile.keep_small(log, max_bytes=4000) == 0
+    assert logfile.keep_small(log, max_bytes=4000) is None
     append(log, "after\n")
     assert logfile.tail(log, 3) == ("line 998", "line 999", "after")
     assert logfile.aside(log).stat().st_size <= 1000
@@ -93,7 +93,7 @@ def test_a_small_log_is_left_alone(log: Path) -> None:
 def test_a_log_is_emptied_even_when_its_end_cannot_be_kept(log: Path) -> None:
     append(log, "x\n" * 1000)
     logfile.aside(log).symlink_to("/dev/full")
-    assert logfile.keep_small(log, max_bytes=100) == 0
+    assert logfile.keep_small(log, max_bytes=100) is None
     assert log.read_text() == ""
 
 
