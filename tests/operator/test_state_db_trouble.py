@@ -50,6 +50,29 @@ def held(path: Path) -> Iterator[None]:
 
 
 @contextmanager
+def away(path: Path) -> Iterator[None]:
+    """Something else lies where the database was."""
+    aside = path.rename(path.with_name("away.db"))
+    path.mkdir()
+    yield
+    path.rmdir()
+    aside.rename(path)
+
+
+@contextmanager
+def unreadable_starts(path: Path) -> Iterator[None]:
+    """A row of earlier starts has bytes that are no text: they can be added to, and not be read."""
+
+    def name(replica: bytes) -> None:
+        with closing(sqlite3.connect(path)) as other, other:
+            other.execute("UPDATE cold_starts SET replica = CAST(? AS TEXT)", (replica,))
+
+    name(b"\xff")
+    yield
+    name(b"r0")
+
+
+@contextmanager
 def files_no_larger_than(size: int) -> Iterator[None]:
     """No file grows beyond *size*: what a full disk is to who writes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -198,6 +221,51 @@ def test_history_that_could_be_read_only_later_does_not_undo_what_was_seen(home:
     asyncio.run(scene())
     kept = read_state(home.state_db, machine=machine_name()).models
     assert kept["tiny"] == known("now") and kept["old"] == known("before")
+
+
+def test_what_was_forgotten_before_the_history_could_be_read_does_not_come_back(
+    home: Home,
+) -> None:
+    with closing(Ledger(home.state_db, machine=machine_name())) as ledger:
+        ledger.save_all({"old": known("before"), "tiny": known("before"), "back": known("before")})
+
+    async def scene() -> None:
+        desk = Desk(home.state_db, SystemClock())
+        with capture_logs() as logs:
+            with away(home.state_db):
+                await desk.open()
+                desk.forget("old")
+                desk.forget("back")
+                desk.save("back", known("now"))
+            await until(lambda: said(logs, "state_db_available") == 1)
+        assert desk.names() == {"tiny", "back"}
+        await desk.close()
+
+    asyncio.run(scene())
+    kept = read_state(home.state_db, machine=machine_name()).models
+    assert kept == {"tiny": known("before"), "back": known("now")}
+
+
+def test_a_start_whose_estimate_could_not_be_read_is_counted_once(home: Home) -> None:
+    with closing(Ledger(home.state_db, machine=machine_name())) as ledger:
+        ledger.add(start(0))
+
+    async def scene() -> None:
+        desk = Desk(home.state_db, SystemClock())
+        await desk.open()
+        told: list[str] = []
+        with capture_logs() as logs:
+            with unreadable_starts(home.state_db):
+                desk.add(start(1), then=told.append)
+                await until(lambda: said(logs, "state_db_unavailable") == 1)
+            await until(lambda: told == ["d"])
+        estimate = desk.estimate("d")
+        assert estimate is not None and estimate.samples == 2
+        await desk.close()
+
+    asyncio.run(scene())
+    kept = read_state(home.state_db, machine=machine_name(), digests=["d"]).starts["d"]
+    assert [one.replica for one in kept] == ["r1", "r0"]
 
 
 def test_a_start_is_written_whole_or_not_at_all(home: Home) -> None:

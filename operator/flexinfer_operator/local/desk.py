@@ -190,8 +190,10 @@ class Desk:
     async def _write_all(self) -> None:
         if self._ledger is None:
             models, estimates = await self._read()
-            # What was seen since is newer.
-            self._models = {**models, **self._models}
+            # What was seen and forgotten since is newer.
+            forgotten = {name for name, known in self._waiting.items() if known is None}
+            kept = {name: known for name, known in models.items() if name not in forgotten}
+            self._models = {**kept, **self._models}
             self._estimates = {**estimates, **self._estimates}
         assert self._ledger is not None
         if self._waiting:

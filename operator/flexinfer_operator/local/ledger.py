@@ -176,7 +176,7 @@ class Ledger:
             digests = self._db.execute(
                 "SELECT DISTINCT digest FROM cold_starts WHERE machine = ?", (self._machine,)
             ).fetchall()
-            return {digest: self.estimate(digest) for (digest,) in digests}
+            return {digest: self._estimate(digest) for (digest,) in digests}
 
     def save_all(self, models: Mapping[str, KnownModel | None]) -> None:
         """Remember Models, whole; None: forget it. All of them or none."""
@@ -208,7 +208,8 @@ class Ledger:
                 " FROM cold_starts WHERE digest = ? AND machine = ? ORDER BY id DESC LIMIT ?)",
                 (start.digest, self._machine, start.digest, self._machine, MAX_KEPT),
             )
-        return self.estimate(start.digest)
+            # Before the commit: who is told that it failed adds the start again.
+            return self._estimate(start.digest)
 
     def first_token(self, replica: str, digest: str, seconds: float) -> ColdStarts:
         """Add what a router measured to the newest start of *replica*; return what its artifact's starts take."""
@@ -218,11 +219,14 @@ class Ledger:
                 " WHERE replica = ? AND machine = ?)",
                 (max(0.0, seconds), replica, self._machine),
             )
-        return self.estimate(digest)
+            return self._estimate(digest)
 
     def estimate(self, digest: str) -> ColdStarts:
         with self._told():
-            return summarize(_starts(self._db, digest, self._machine, MAX_USED))
+            return self._estimate(digest)
+
+    def _estimate(self, digest: str) -> ColdStarts:
+        return summarize(_starts(self._db, digest, self._machine, MAX_USED))
 
     @contextmanager
     def _told(self) -> Iterator[None]:
