@@ -89,7 +89,7 @@ def describe(
         NotFound, IntegrityError: as the store.
     """
     artifact = store.artifact(manifest.digest)
-    for _, said in store.evidence(manifest.digest):
+    for _, said in store.evidence(manifest.digest).statements:
         if said.predicate_type != PREDICATE_TEST_RESULT:
             continue
         result = parse_test_result(said.predicate)

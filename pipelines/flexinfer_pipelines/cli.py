@@ -224,7 +224,7 @@ def _shown(store: Any, reference: str, digest: str, *, is_new: bool) -> dict[str
 
     artifact = store.artifact(digest)
     measured: dict[str, Any] = {}
-    for _, said in store.evidence(digest):
+    for _, said in store.evidence(digest).statements:
         if said.predicate_type == PREDICATE_TEST_RESULT and said.predicate["result"] == "PASSED":
             measured |= said.predicate.get("measurements", {})
     return {

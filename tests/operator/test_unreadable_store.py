@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
+from flexinfer.artifact import PREDICATE_TEST_RESULT, statement
+from flexinfer.artifact.evidence import TestResult
 from flexinfer.fleet import DemandLease, FleetModel
-from flexinfer_operator.testing.world import LocalWorld, replicas_of, write_file
+from flexinfer.oci import digest_of
+from flexinfer.store import Store
+from flexinfer_operator.testing.world import LocalWorld, publish, replicas_of, write_file
 
 Play = Callable[..., None]
 
@@ -51,5 +56,24 @@ def test_what_serves_goes_on_and_its_endpoints_stay_known(play: Play) -> None:
             lambda p: all(view.bound.unreadable is None for view in p.models),
         )
         assert [one.id for one in replicas_of(world.cluster.observe(), "tiny")] == [replica.id]
+
+    play(scene)
+
+
+def test_a_damaged_statement_takes_nothing_from_the_whole_one(play: Play) -> None:
+    passed = TestResult(result="PASSED", passed=("smoke",), failed=(), measurements={})
+
+    async def scene(world: LocalWorld) -> None:
+        source = f"file://{world.home.work}/tiny.gguf"
+        store = Store(world.home.store)
+        artifact = publish(world.home, source, b"tiny", evidence=passed)
+        for number in range(8):
+            result = replace(passed, measurements={"smoke.answered": number})
+            said = statement("x", artifact.digest, PREDICATE_TEST_RESULT, result.to_predicate())
+            store.attest(artifact, said)
+            store.path(digest_of(said)).unlink()
+        write_file(world.home, "tiny", source=source, quality={"require": "attestation"})
+        await world.say(DemandLease(router="r", model="tiny", waiting=1, ttl_s=300))
+        await world.ready("tiny")
 
     play(scene)

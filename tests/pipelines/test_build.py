@@ -49,7 +49,7 @@ def test_a_build_measures_publishes_and_says_what_it_did(
     assert (artifact.config.quantization, artifact.config.licenses) == ("Q8_0", ("Apache-2.0",))
     assert artifact.annotations["ai.flexinfer.context-length"] == "512"
     assert artifact.annotations["ai.flexinfer.chat-template"] == "true"
-    ((_, said),) = store.evidence(Digest(built.digest))
+    ((_, said),) = store.evidence(Digest(built.digest)).statements
     assert said.predicate_type == PREDICATE_TEST_RESULT
     assert said.predicate["result"] == "PASSED"
     assert said.predicate["base"]["quantization"] == "F32"

@@ -88,8 +88,9 @@ def inspect(
         "notes": list(artifact.notes),
         "statements": [
             {"digest": one.digest, "predicateType": said.predicate_type, "predicate": dict(said.predicate)}
-            for one, said in evidence
+            for one, said in evidence.statements
         ],
+        "damagedStatements": [_failure(one) for one in evidence.damaged],
     }  # fmt: skip
     if as_json:
         print_json(about)
@@ -105,7 +106,9 @@ def inspect(
     )
     for key, text in sorted(artifact.annotations.items()):
         typer.echo(f"annotation  {escaped(f'{key}: {text}')}")
-    for _, said in evidence:
+    for failure in evidence.damaged:
+        typer.echo(f"damaged     {escaped(f'{failure.digest}: {failure.code}: {failure.message}')}")
+    for _, said in evidence.statements:
         typer.echo(f"evidence    {escaped(f'{said.predicate_type}: {_result(said)}')}")
         for key, value in sorted(said.predicate.items()):
             typer.echo(f"            {key}: {escaped(json.dumps(value, ensure_ascii=False))}")
@@ -245,10 +248,13 @@ def _row(store: Store, name: str, descriptor: Descriptor) -> dict[str, Any]:
             "architecture": artifact.config.architecture,
             "createdAt": artifact.config.created_at,
         }
+        evidence = store.evidence(descriptor.digest)
         row["evidence"] = [
             {"predicateType": said.predicate_type, "digest": one.digest, "result": _result(said)}
-            for one, said in store.evidence(descriptor.digest)
+            for one, said in evidence.statements
         ]
+        for failure in evidence.damaged[:1]:
+            row["error"] = f"{failure.code}: {failure.message}"
         absent = [file.path for file in artifact.files if not store.has(file.digest, file.size)]
         if absent:
             row["error"] = f"blob_missing: {', '.join(absent[:_MAX_NAMED])} not in the store"

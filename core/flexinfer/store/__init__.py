@@ -3,6 +3,7 @@
 from flexinfer.oci.durable import Errand
 from flexinfer.store.checkout import Checkout
 from flexinfer.store.garbage import Sweep
+from flexinfer.store.statements import Evidence
 from flexinfer.store.store import Collected, ScrubReport, Store
 from flexinfer.store.verify import VerifyFailure, VerifyReport, VerifyResult
 
@@ -10,6 +11,7 @@ __all__ = [
     "Checkout",
     "Collected",
     "Errand",
+    "Evidence",
     "ScrubReport",
     "Store",
     "Sweep",

@@ -99,7 +99,7 @@ def _read(layout: Layout, digest: Digest, name: str) -> StoredManifest:
     try:
         found = layout.manifest(digest)
     except FlexInferError as error:
-        if not _is_gone(error):
+        if not is_gone(error):
             raise  # it may be read the next time: evidence has no name that would keep it
         if name:
             raise IntegrityError(
@@ -114,7 +114,7 @@ def _read(layout: Layout, digest: Digest, name: str) -> StoredManifest:
     )
 
 
-def _is_gone(error: FlexInferError) -> bool:
+def is_gone(error: FlexInferError) -> bool:
     """Say whether it tells of a manifest that is not there or not itself; all else tells of the machine."""
     return isinstance(error, IntegrityError | InvalidInput) or error.code in _GONE
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from flexinfer.artifact import Artifact, Packed, Statement, attestation, parse_attestation, unpack
+from flexinfer.artifact import Artifact, Packed, attestation, parse_attestation, unpack
 from flexinfer.artifact.mediatypes import filepath_names
 from flexinfer.artifact.model import MAX_CONFIG_BYTES
 from flexinfer.errors import FlexInferError, IntegrityError, NotFound, ResourceExhausted
@@ -29,6 +29,7 @@ from flexinfer.store import collect, statements
 from flexinfer.store.checkout import Checkout, Checkouts
 from flexinfer.store.garbage import Sweep
 from flexinfer.store.ingest import Progress, ingest
+from flexinfer.store.statements import Evidence
 from flexinfer.store.verify import StampedBlobs, VerifyFailure, VerifyReport, VerifyResult
 
 # How long to wait for who holds a lock and makes no progress. Hashing 80 GB from a slow disk takes ten minutes.
@@ -153,11 +154,11 @@ class Store:
         )
         return unpack(manifest, config)
 
-    def evidence(self, digest: Digest) -> tuple[tuple[Descriptor, Statement], ...]:
-        """Return the in-toto statements about *digest*, each with the manifest that attaches it.
+    def evidence(self, digest: Digest) -> Evidence:
+        """Return the in-toto statements about *digest*, and which of them are damaged.
 
         Raises:
-            NotFound, IntegrityError: as `statements.read_all`.
+            ResourceExhausted: as `statements.read_all`.
         """
         return statements.read_all(self._core, digest)
 
@@ -239,7 +240,7 @@ class Store:
                     )
                 except (IntegrityError, NotFound, ResourceExhausted) as error:
                     # A sector that cannot be read says nothing of the blobs behind it.
-                    failures.append(_failure(root, path, blob, error))
+                    failures.append(VerifyFailure.of(root, path, blob, error))
         return VerifyReport(artifact=digest, checked=tuple(checked), failures=tuple(failures))
 
     def checkout(self, digest: Digest, *, errand: Errand | None = None) -> Checkout:
@@ -280,7 +281,7 @@ class Store:
                 ).hashed_bytes
                 checked += 1
             except (IntegrityError, ResourceExhausted) as error:
-                failures.append(_failure(artifact, path, digest, error))
+                failures.append(VerifyFailure.of(artifact, path, digest, error))
             except NotFound:
                 continue  # somebody took it away meanwhile
         wrong = {failure.digest for failure in failures}
@@ -288,7 +289,7 @@ class Store:
             if digest not in wrong and not self.has(digest):
                 words = f"artifact {artifact}: {path}: blob {digest} is missing"
                 missing.append(
-                    _failure(artifact, path, digest, NotFound(words, code="blob_missing"))
+                    VerifyFailure.of(artifact, path, digest, NotFound(words, code="blob_missing"))
                 )
         return ScrubReport(
             checked=checked,
@@ -351,7 +352,7 @@ class Store:
         try:
             manifest = self.manifest(root)
         except NotFound as error:
-            failures.append(_failure(root, "manifest", root, error))
+            failures.append(VerifyFailure.of(root, "manifest", root, error))
             return ()
         except FlexInferError:
             return (("manifest", root),)  # hashing it moves it into quarantine
@@ -373,9 +374,3 @@ def _layers(manifest: Manifest) -> tuple[tuple[str, Digest], ...]:
         names = [layer.annotations[key] for key in filepath_names() if key in layer.annotations]
         found.append((names[0] if names else f"layer {number}", layer.digest))
     return tuple(found)
-
-
-def _failure(artifact: str, path: str, digest: Digest, error: FlexInferError) -> VerifyFailure:
-    return VerifyFailure(
-        artifact=artifact, path=path, digest=digest, code=error.code, message=error.message
-    )

@@ -8,7 +8,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from flexinfer.errors import IntegrityError, NotFound, ResourceExhausted, Unavailable
+from flexinfer.errors import (
+    FlexInferError,
+    IntegrityError,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
 from flexinfer.files import make_folders
 from flexinfer.oci import BlobFolder, Digest, Hasher
 from flexinfer.oci.durable import Errand, is_same_file, lock
@@ -38,6 +44,12 @@ class VerifyFailure:
     digest: Digest
     code: str
     message: str
+
+    @classmethod
+    def of(cls, artifact: str, path: str, digest: Digest, error: FlexInferError) -> VerifyFailure:
+        return cls(
+            artifact=artifact, path=path, digest=digest, code=error.code, message=error.message
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

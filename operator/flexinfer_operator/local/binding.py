@@ -198,14 +198,16 @@ class Binder:
     def _evidence(self, digest: Digest) -> tuple[TestResult, ...]:
         """Return the test results bound to *digest*. What cannot be believed is as if it were not there."""
         try:
-            statements = self._store.evidence(digest)
+            evidence = self._store.evidence(digest)
         except FlexInferError as error:
             if _may_pass(error):
                 raise
             log.warning("evidence_unreadable", digest=digest, code=error.code, error=error.message)
             return ()
+        for one in evidence.damaged:
+            log.warning("evidence_damaged", digest=digest, code=one.code, error=one.message)
         found: list[TestResult] = []
-        for _, said in statements:
+        for _, said in evidence.statements:
             if said.predicate_type != PREDICATE_TEST_RESULT:
                 continue
             try:

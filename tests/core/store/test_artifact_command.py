@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from flexinfer.artifact import FileEntry, ModelConfig, pack
+from flexinfer.artifact import PREDICATE_TEST_RESULT, FileEntry, ModelConfig, pack, statement
 from flexinfer.commands.artifact import app
 from flexinfer.errors import IntegrityError, InvalidInput, NotFound
+from flexinfer.oci import digest_of
 from flexinfer.places import Home
 from flexinfer.store import Store
 
@@ -118,6 +119,26 @@ def test_what_an_artifact_says_of_itself_is_no_command_to_the_terminal(
         json.loads(run("inspect", "hostile:1", "--json").stdout)["annotations"]["note"]
         == "one\ntwo\u202e"
     )
+
+
+def test_a_damaged_statement_is_shown_beside_the_whole_ones(
+    run: Run, published: Any, flip: Callable[[Path], None]
+) -> None:
+    store, subject = published.store, published.manifest
+    result = {"result": "FAILED", "passedTests": [], "failedTests": ["smoke"]}
+    said = statement("smol", subject.digest, PREDICATE_TEST_RESULT, result)
+    store.attest(subject, said)
+    flip(store.path(digest_of(said)))
+    (row,) = json.loads(run("ls", "--json").stdout)
+    assert [one["result"] for one in row["evidence"]] == ["PASSED"]
+    assert row["error"].startswith(f"digest_mismatch: statement {digest_of(said)}")
+    shown = run("inspect", "smol:q8-0")
+    assert f"damaged     {digest_of(said)}: digest_mismatch" in shown.stdout
+    assert "test-result/v0.1: PASSED" in shown.stdout and shown.exit_code == 0
+    about = json.loads(run("inspect", "smol:q8-0", "--json").stdout)
+    assert [one["digest"] for one in about["damagedStatements"]] == [digest_of(said)]
+    assert len(about["statements"]) == 1
+    assert isinstance(run("verify", "smol:q8-0").exception, IntegrityError)
 
 
 def test_inspect_of_nothing_is_not_found(run: Run, published: Any) -> None:

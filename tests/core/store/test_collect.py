@@ -21,7 +21,7 @@ from flexinfer.commands.removal import parse_age
 from flexinfer.errors import Conflict, IntegrityError, InvalidInput, NotFound, ResourceExhausted
 from flexinfer.oci import Digest
 from flexinfer.places import Home
-from flexinfer.store import Store
+from flexinfer.store import Evidence, Store
 from flexinfer.units import format_bytes
 
 Run = Callable[..., Result]
@@ -44,7 +44,7 @@ spec:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from flexinfer.store import Store
+from flexinfer.store import Evidence, Store
 store = Store(Path(sys.argv[1]))
 real, left = os.unlink, [int(sys.argv[2])]
 def unlink(*args, **more):
@@ -257,7 +257,7 @@ def test_evidence_that_cannot_be_read_now_stops_it_and_stays(
             store.collect(grace_s=0)
     assert caught.value.code == "disk_error"
     assert count(store) == before
-    assert len(store.evidence(published.manifest.digest)) == 1
+    assert len(store.evidence(published.manifest.digest).statements) == 1
 
 
 @pytest.mark.parametrize("wrong", [None, b"{}", b"x" * 5_000_000])
@@ -268,7 +268,7 @@ def test_evidence_that_is_gone_or_wrong_is_forgotten(published: Any, wrong: byte
     if wrong is not None:
         store.path(referrer.digest).write_bytes(wrong)
     assert referrer.digest in store.collect(grace_s=0).manifests
-    assert store.evidence(published.manifest.digest) == ()
+    assert store.evidence(published.manifest.digest) == Evidence(statements=(), damaged=())
 
 
 def test_a_lease_that_cannot_be_read_now_is_not_taken_for_none(
@@ -375,7 +375,7 @@ def test_a_lost_index_stops_all_and_its_artifacts_are_found_again(
     assert count(published.store) == before
     again = Store(home.store)
     assert again.resolve(found["recovered"][0]) == published.manifest
-    assert len(again.evidence(published.manifest.digest)) == 1
+    assert len(again.evidence(published.manifest.digest).statements) == 1
     assert "nothing was rebuilt" in run("scrub", "--rebuild-index").stdout
     assert [name for name, _ in Store(home.store).tags()] == found["recovered"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from flexinfer.artifact import PREDICATE_TEST_RESULT, Statement, statement
 from flexinfer.artifact.attestation import says_the_same
 from flexinfer.artifact.evidence import SAME_TOP, judge, parse_test_result
+from flexinfer.artifact.mediatypes import MEDIA_IN_TOTO
 from flexinfer.oci import Descriptor, Digest, digest_of
 from flexinfer.resources.model import Quality
 from flexinfer.store import Store
@@ -50,7 +52,7 @@ def test_rebuilds_of_the_same_bytes_leave_one_statement(published: Any) -> None:
     store, artifact = published.store, published.manifest
     first = store.attest(artifact, said(artifact))
     before, evidence = count(store), store.evidence(artifact.digest)
-    assert len(evidence) == 2
+    assert len(evidence.statements) == 2
     for number in range(300):
         again = said(artifact, measured={PEAK: 220_000_000 + 4096 * number})
         assert store.attest(artifact, again) == first
@@ -85,7 +87,7 @@ def test_whatever_else_differs_is_kept(published: Any, changes: dict[str, Any]) 
     first = store.attest(artifact, said(artifact))
     second = store.attest(artifact, said(artifact, **changes))
     assert second != first
-    kept = {one.digest for one, _ in store.evidence(artifact.digest)}
+    kept = {one.digest for one, _ in store.evidence(artifact.digest).statements}
     assert {first.digest, second.digest} <= kept
     assert store.attest(artifact, said(artifact, **changes)) == second
 
@@ -128,14 +130,58 @@ def test_one_that_is_not_whole_says_nothing(
     assert store.path(digest_of(new)).read_bytes() == new
     # The same bytes again heal what is broken.
     store.attest(artifact, said(artifact))
-    assert len(store.evidence(artifact.digest)) == 3
+    assert len(store.evidence(artifact.digest).statements) == 3
+
+
+@pytest.mark.parametrize("what", ["manifest", "statement"])
+@pytest.mark.parametrize("how", ["flipped", "gone"])
+def test_a_damaged_statement_is_told_and_takes_nothing_from_the_others(
+    published: Any, flip: Callable[[Path], None], what: str, how: str
+) -> None:
+    store, artifact = published.store, published.manifest
+    added = [store.attest(artifact, said(artifact, engine=f"llamacpp {n}")) for n in range(3)]
+    whole = store.evidence(artifact.digest)
+    assert (len(whole.statements), whole.damaged) == (4, ())
+    manifest = added[1].digest
+    broken = {"manifest": manifest, "statement": store.manifest(manifest).layers[0].digest}[what]
+    if how == "gone":
+        store.path(broken).unlink()
+    else:
+        flip(store.path(broken))
+    found = store.evidence(artifact.digest)
+    assert found.statements == tuple(one for one in whole.statements if one[0].digest != manifest)
+    (damaged,) = found.damaged
+    assert (damaged.artifact, damaged.path, damaged.digest) == (manifest, what, broken)
+    assert broken in damaged.message
+    assert damaged.code == {
+        ("manifest", "flipped"): "manifest_digest",
+        ("statement", "flipped"): "digest_mismatch",
+    }.get((what, how), "blob_missing")
+    (failure,) = store.verify_artifact(artifact.digest, force=True).failures
+    assert failure.digest == broken
+
+
+def test_a_statement_about_something_else_is_damage(published: Any) -> None:
+    store, artifact = published.store, published.manifest
+    other = said(Descriptor.of(b"other", media_type="x/y"))
+    layer = Descriptor.of(other, media_type=MEDIA_IN_TOTO)
+    store.put_bytes(other)
+    attached = store.attest(artifact, said(artifact)).digest
+    fields = json.loads(store.path(attached).read_bytes())
+    fields["layers"][0] |= {"digest": layer.digest, "size": layer.size}
+    store.layout.core.put_manifest(json.dumps(fields).encode())
+    found = store.evidence(artifact.digest)
+    assert len(found.statements) == 2
+    assert [(one.code, one.digest) for one in found.damaged] == [
+        ("statement_subject", layer.digest)
+    ]
 
 
 def test_a_statement_with_a_number_beyond_all_is_passed_over(published: Any) -> None:
     store, artifact = published.store, published.manifest
     store.attest(artifact, said(artifact).replace(b"0.95", b"1e999"))
     store.attest(artifact, said(artifact))
-    assert len(store.evidence(artifact.digest)) == 3
+    assert len(store.evidence(artifact.digest).statements) == 3
 
 
 shares = st.sampled_from([0.5, 0.9, 0.95, True, "0.95"])
