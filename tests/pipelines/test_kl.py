@@ -57,8 +57,14 @@ def test_a_certain_token_that_the_other_thinks_rare_is_far() -> None:
     assert lower_bound({1: -0.001}, {1: -7.0, 2: -0.001}) > 6.0
 
 
-def test_numbers_that_overshoot_one_by_rounding_stay_finite() -> None:
-    assert math.isfinite(lower_bound({1: 0.0, 2: -20.0}, {1: 0.0, 2: -21.0}))
+def test_a_candidate_that_overshoots_one_by_rounding_leaves_almost_no_rest() -> None:
+    # 0.9 · ln 0.9 + 0.1 · ln(0.1 / 1e-6): of the candidate's rest only the slack is left.
+    found = lower_bound({1: math.log(0.9)}, {1: 1e-5})
+    assert found == pytest.approx(1.05646, abs=1e-4)
+
+
+def test_a_base_that_overshoots_one_by_rounding_has_no_rest() -> None:
+    assert lower_bound({1: 1e-5}, {1: math.log(0.5)}) == pytest.approx(math.log(2), abs=1e-4)
 
 
 def test_the_same_top_is_counted_per_context() -> None:
@@ -66,6 +72,13 @@ def test_the_same_top_is_counted_per_context() -> None:
     candidate = [{1: -0.2, 2: -3.0}, {1: -1.0, 2: -0.4}]
     assert same_top_rate(base, candidate) == 0.5
     assert mean_lower_bound(base, base) == 0.0
+
+
+def test_the_mean_is_over_the_contexts() -> None:
+    p, q = {1: math.log(0.5), 2: math.log(0.5)}, {1: math.log(0.25), 2: math.log(0.75)}
+    # KL of (1/2, 1/2) from (1/4, 3/4) is ln(2/√3); of equal ones 0.
+    found = mean_lower_bound([p, p], [q, p])
+    assert found == pytest.approx(math.log(2 / math.sqrt(3)) / 2, abs=1e-5)
 
 
 def test_of_equal_tokens_the_smallest_is_the_top() -> None:

@@ -10,13 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexinfer.catalog import Catalog
+from flexinfer.catalog import Catalog, rules
 from flexinfer.catalog.binding import adhoc_entry, slug, wanted
 from flexinfer.errors import InvalidInput, NotFound
-from flexinfer.resources.document import parse_document
+from flexinfer.resources.document import parse_document, parse_located
 from flexinfer.resources.entry import CatalogEntry
 from flexinfer.resources.source import SourceUri, parse_source
-from flexinfer.store_names import RESERVED_TAG_PREFIXES
 
 Write = Callable[..., Path]
 
@@ -105,8 +104,13 @@ def test_a_name_changes_the_entry_and_never_the_reference() -> None:
     assert named.spec == adhoc_entry(source).spec
 
 
-def test_no_variant_of_a_catalog_can_have_such_a_tag() -> None:
-    assert _reference("file:///m").partition(":")[2].startswith(RESERVED_TAG_PREFIXES)
+def test_no_variant_of_a_catalog_can_have_such_a_tag(write: Write) -> None:
+    tag = _reference("file:///m").partition(":")[2]
+    text = write("m.yaml").read_text()
+    assert not list(rules.problems(parse_located(CatalogEntry, text, "m.yaml")))
+    text = text.replace("q8-0", tag)
+    (problem,) = rules.problems(parse_located(CatalogEntry, text, "m.yaml"))
+    assert tag in problem.at("m.yaml") and "reserved" in problem.at("m.yaml")
 
 
 def test_a_catalog_source_is_looked_up(tmp_path: Path, write: Write) -> None:

@@ -12,8 +12,11 @@ from flexinfer.process import free_port, procfs, who_listens
 
 
 def test_a_free_port_can_be_taken() -> None:
+    port = free_port()
     with socket.socket() as server:
-        server.bind(("127.0.0.1", free_port()))
+        server.bind(("127.0.0.1", port))
+        assert server.getsockname()[1] == port  # bound to port 0 it would be another
+        assert free_port() != port
 
 
 def test_the_holder_of_a_port_is_named() -> None:
