@@ -80,6 +80,8 @@ class FleetModel:
     cold_start: ColdStart = ColdStart()
     replicas: tuple[FleetReplica, ...] = ()
     failure: Failure | None = None
+    waits_for: str = ""
+    """What a start cannot begin without and is on its way, in words for clients: `its build`; empty: nothing."""
     artifact_digest: str = ""
     quantization: str = ""
 

@@ -462,23 +462,38 @@ def test_a_build_that_fails_is_tried_again_ever_later_and_not_for_ever(drive: Dr
     assert drive.after(100_000) == ()
 
 
-def test_a_build_that_would_fail_again_keeps_nobody_waiting_and_is_tried_again(
-    drive: Drive,
-) -> None:
+def test_a_build_that_failed_keeps_nobody_waiting_and_is_tried_again(drive: Drive) -> None:
     drive.cluster.put(make_model(), bound=ABSENT)
     drive.want(1, ttl_s=1000)
     assert [type(one) for one in drive.settle()] == [Build]
     assert drive.told().failure is None  # they are held: it may be there soon
-    drive.cluster.built("tiny", failure="error[source_not_found]: no such file", is_final=True)
+    assert drive.told().waits_for == "its build"
+    drive.cluster.built("tiny", failure="connect_failed: no network", detail="log: /h/build.log")
     drive.settle()
     failure = drive.failure()
     assert failure.code == "build_failed" and failure.retry_after_s == pytest.approx(15)
-    assert "source_not_found" in failure.message
-    assert drive.cluster.status("tiny").phase == "Failed"
+    assert "connect_failed: no network; it is built again 15 s after that" in failure.message
+    assert "/h/" not in failure.message
+    status = drive.cluster.status("tiny")
+    assert status.phase == "Failed"
+    assert "connect_failed: no network (log: /h/build.log)" in condition(drive, "Cached").message
+    assert drive.told().waits_for == ""
     assert [type(one) for one in drive.after(15)] == [Build]
+    assert drive.told().failure is None
+    assert "connect_failed" in drive.cluster.status("tiny").message
     drive.cluster.built("tiny")
     drive.settle()
-    assert drive.told().failure is None
+    assert (drive.told().failure, drive.told().waits_for) == (None, "")
+
+
+def test_a_build_that_fails_in_passing_is_tried_for_ever(drive: Drive) -> None:
+    drive.cluster.put(make_model(), bound=ABSENT)
+    for _ in range(20):
+        assert [type(one) for one in drive.settle()] == [Build]
+        drive.cluster.built("tiny", failure="no network", is_passing=True)
+        drive.settle()
+        assert drive.again_s is not None and drive.again_s <= 600
+        drive.clock.advance(drive.again_s)
 
 
 def test_damaged_bytes_are_fetched_again_once_and_never_started(drive: Drive) -> None:
@@ -496,7 +511,7 @@ def test_damaged_bytes_that_nobody_could_fetch_again_are_asked_for_again(drive: 
     assert [type(one) for one in drive.settle()] == [Build]
     drive.cluster.built("tiny", failure="Prefect's server went away")
     drive.settle()
-    assert drive.told().failure is None
+    assert drive.failure().code == "build_failed"
     assert [type(one) for one in drive.after(15)] == [Build]
 
 

@@ -8,8 +8,8 @@ import os
 import sqlite3
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ from flexinfer.artifact import evidence as measured
 from flexinfer.catalog import Catalog
 from flexinfer.errors import IntegrityError
 from flexinfer.fleet import DemandLease
-from flexinfer.oci import Descriptor, parse_digest
+from flexinfer.oci import parse_digest
 from flexinfer.places import Home
 from flexinfer.plugins import names
 from flexinfer.resources.model import Condition, Model, ModelStatus
@@ -205,6 +205,18 @@ def test_a_model_defined_twice_is_said(play: Play) -> None:
 # The store
 
 
+@contextmanager
+def refused(home: Home, name: str) -> Iterator[None]:
+    """The disk refuses the manifest of the artifact of *name*: what lies there cannot be opened."""
+    store = Store(home.store)
+    manifest = store.path(publish(home, f"file://{home.work}/{name}.gguf", name.encode()).digest)
+    aside = manifest.rename(home.work / "manifest")
+    manifest.symlink_to(manifest)
+    yield
+    manifest.unlink()
+    aside.rename(manifest)
+
+
 def test_a_new_build_under_the_same_name_is_rolled_out(play: Play) -> None:
     async def scene(world: LocalWorld) -> None:
         await world.put("tiny")
@@ -257,30 +269,20 @@ def test_evidence_that_arrives_opens_the_gate(play: Play) -> None:
     play(scene)
 
 
-def test_a_change_that_one_failed_look_saw_is_bound_by_the_next(
-    home: Home, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("good", "tiny"):
-        write_model(home, name)
+def test_a_change_that_one_failed_look_saw_is_bound_by_the_next(home: Home) -> None:
+    write_model(home, "good")
+    write_file(home, "tiny", source=f"file://{home.work}/tiny.gguf")
     binder = Binder(home, CatalogSection(), store=Store(home.store), engines=lookup)
     sight = Sight(files=ModelFiles(home.models), binder=binder)
 
     def look() -> Seen | None:
         return asyncio.run(sight.look(lambda _: None, with_catalog=True, is_asked=False))
 
-    resolve = Store.resolve
-
-    def refuses(store: Store, name: str) -> Descriptor:
-        if "tiny" in name:
-            raise OSError(errno.EIO, "Input/output error")
-        return resolve(store, name)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Store, "resolve", refuses)
+    with refused(home, "tiny"):
         first = look()
     assert first is not None and first.bindings["good"].bound.is_cached
     failure = first.bindings["tiny"].bound.unreadable
-    assert failure is not None and failure.code == "store_unreadable"
+    assert failure is not None and failure.code == "disk_error"
     second = look()
     assert second is not None and list(second.bindings) == ["tiny"]
     assert second.bindings["tiny"].bound.is_cached
@@ -288,8 +290,7 @@ def test_a_change_that_one_failed_look_saw_is_bound_by_the_next(
 
     # One that was bound well is given a moment; nothing of the edit is lost.
     write_file(home, "tiny", source=f"file://{home.work}/tiny.gguf", aliases=["t"])
-    with monkeypatch.context() as patch:
-        patch.setattr(Store, "resolve", refuses)
+    with refused(home, "tiny"):
         looks = [look() for _ in range(3)]
     said = [one is not None and "tiny" in one.bindings for one in looks]
     assert said == [False, False, True]
@@ -325,23 +326,13 @@ def test_news_of_a_look_that_failed_whole_are_not_lost(
     assert look() is None
 
 
-def test_a_store_entry_that_cannot_be_read_fails_one_model_with_its_reason(
-    play: Play, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    resolve = Store.resolve
-
-    def refuses(store: Store, name: str) -> Descriptor:
-        if "tiny" in name:
-            raise OSError(errno.EIO, "Input/output error")
-        return resolve(store, name)
-
+def test_a_store_entry_that_cannot_be_read_fails_one_model_with_its_reason(play: Play) -> None:
     async def scene(world: LocalWorld) -> None:
-        with monkeypatch.context() as patch:
-            patch.setattr(Store, "resolve", refuses)
-            write_model(world.home, "tiny")
+        with refused(world.home, "tiny"):
+            write_file(world.home, "tiny", source=f"file://{world.home.work}/tiny.gguf")
             await world.put("good")
             failed = await world.phase("tiny", "Failed")
-            assert "Input/output error" in failed.message
+            assert "Too many levels of symbolic links" in failed.message
             await condition(world, "Cached", "StoreUnreadable")
             await world.phase("good", "Idle")
         await world.phase("tiny", "Idle")
@@ -489,7 +480,38 @@ def test_a_build_that_fails_is_shown_with_its_last_words(play: Play) -> None:
             ),
         )
         view = view_of(shown)
-        assert view is not None and view.status is not None and view.status.phase == "Pending"
+        assert view is not None and view.status is not None and view.status.phase == "Failed"
+        told = world.told()
+        assert told is not None and told.models[0].failure is not None
+        assert "fetch_failed: no network" in told.models[0].failure.message
+        cached = next(one for one in view.status.conditions if one.type == "Cached")
+        assert str(world.home.log("operator-build")) in cached.message
+        assert str(world.home.root) not in told.models[0].failure.message
+
+    play(scene, build=fails)
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "code", "is_passing"),
+    [(6, "connect_failed", True), (1, "disk_full", True), (1, "crash", False), (4, "gone", False)],
+)
+def test_what_is_away_for_now_is_told_from_what_fails_again(
+    play: Play, exit_code: int, code: str, is_passing: bool
+) -> None:
+    def fails(source: str) -> tuple[str, ...]:
+        words = f"import sys; print('error[{code}]: words'); sys.exit({exit_code})"
+        return (sys.executable, "-c", words)
+
+    async def scene(world: LocalWorld) -> None:
+        write_file(world.home, "tiny", source=f"file://{world.home.work}/none.gguf")
+        picture = await world.until(
+            "the failure",
+            lambda p: (v := view_of(p)) is not None and len(v.builds.failures) == 1,
+        )
+        view = view_of(picture)
+        assert view is not None
+        (failure,) = view.builds.failures
+        assert (failure.message, failure.is_passing) == (f"{code}: words", is_passing)
 
     play(scene, build=fails)
 

@@ -93,6 +93,15 @@ def test_an_empty_pools_budget_ends_in_model_loading_with_what_the_load_still_ta
     assert (effect.code, effect.retry_after_s) == ("model_loading", 5)
 
 
+def test_who_waits_for_a_build_is_told_so() -> None:
+    cold = gate(replace(COLD, cold_start_timeout_s=4, waits_for="its build"))
+    arrive(cold, A)
+    (effect,) = cold.tick(now_s=4)
+    assert isinstance(effect, Refuse)
+    assert effect.message == "model 'm' waits for its build and was not up within 4.0 s"
+    assert (effect.code, effect.retry_after_s) == ("model_loading", 30)
+
+
 def test_retry_after_of_an_overdue_load_is_one_second() -> None:
     cold = gate(replace(COLD, cold_start_timeout_s=40, cold_start=ColdStart(p50_s=5, p95_s=9)))
     arrive(cold, A)

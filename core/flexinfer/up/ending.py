@@ -32,12 +32,17 @@ def failure(name: str, *, code: int, times: int, said: Sequence[str]) -> FlexInf
     are shown.
     """
     kind = _CLASSES.get(code)
-    own = [match for line in said if (match := _LAST_WORD.fullmatch(line.strip()))]
-    if own:
-        told = f"{name} ended: {own[-1]['message']}"
-        return (kind or ProcessFailed)(told, code=own[-1]["code"])
+    if (own := own_error(said)) is not None:
+        own_code, message = own
+        return (kind or ProcessFailed)(f"{name} ended: {message}", code=own_code)
     shown = [text.strip() for raw in said for text in read_line(name, raw).shown][-_LINES:]
     words = "".join(f"\n  {line}" for line in shown) or " it said nothing"
     count = "once" if times == 1 else f"{times} times"
     text = f"{name} ended {count}, last with {code}:{words}"
     return kind(text) if kind is not None else ProcessFailed(text, code="service_failed")
+
+
+def own_error(said: Sequence[str]) -> tuple[str, str] | None:
+    """Return code and message of the last error that one of our programs told in *said*; None: it told none."""
+    own = [match for line in said if (match := _LAST_WORD.fullmatch(line.strip()))]
+    return (own[-1]["code"], own[-1]["message"]) if own else None

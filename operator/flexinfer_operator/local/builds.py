@@ -10,20 +10,31 @@ from functools import partial
 from pathlib import Path
 
 from flexinfer.clock import Clock
-from flexinfer.errors import FlexInferError, IntegrityError, InvalidInput, NotFound, Unauthorized
+from flexinfer.errors import (
+    DeadlineExceeded,
+    FlexInferError,
+    IntegrityError,
+    Overloaded,
+    TransferError,
+    Unavailable,
+)
 from flexinfer.log import get_logger
 from flexinfer.places import Home
 from flexinfer.process import Child, ProcessSpec, start
 from flexinfer.programs import BUILD, environment_for
+from flexinfer.up.ending import own_error
 from flexinfer_operator.plan.view import BuildFailure, Builds
 
 log = get_logger(__name__)
 
 MAX_FAILURES = 16
-# What `flexinfer build` ends with where trying the same again is in vain.
-_FINAL_EXITS = frozenset(
-    kind.exit_code for kind in (InvalidInput, Unauthorized, NotFound, IntegrityError)
+_LINES = 20
+_MAX_SAID = 500
+# What may pass without a change of ours: the hub or Prefect is away, another one holds the store, the disk is full.
+_PASSING_EXITS = frozenset(
+    kind.exit_code for kind in (Unavailable, TransferError, Overloaded, DeadlineExceeded)
 )
+_PASSING_CODES = frozenset({"disk_full"})
 _STOP_GRACE_S = 3.0
 
 BuildCommand = Callable[[str], tuple[str, ...]]
@@ -58,7 +69,7 @@ class Builder:
         self._on_turn = on_turn
         self._on_end = on_end
         self._command = command
-        self._tasks: dict[str, asyncio.Task[tuple[str, int]]] = {}
+        self._tasks: dict[str, asyncio.Task[BuildFailure | None]] = {}
         self._states: dict[str, Builds] = {}
         self._turn = asyncio.Lock()
         self._current = ""
@@ -89,14 +100,12 @@ class Builder:
             self._dropped.add(source)  # once: a second cancel would not wait for its end
             self._tasks[source].cancel()
 
-    def failed(self, source: str, message: str, *, exit_code: int = 0) -> None:
-        """Count a build that failed, or (0) ended well and left the artifact incomplete all the same."""
-        failure = BuildFailure(
-            at_s=self._clock.now_s(),
-            message=message,
-            is_final=exit_code in _FINAL_EXITS,
-            is_wrong=exit_code in (0, IntegrityError.exit_code),
-        )
+    def ended_incomplete(self, source: str, why: str) -> None:
+        """Count a build that ended well and left the artifact incomplete all the same."""
+        message = f"the build ended well, and yet: {why}"
+        self._failed(source, BuildFailure(at_s=self._clock.now_s(), message=message, is_wrong=True))
+
+    def _failed(self, source: str, failure: BuildFailure) -> None:
         failures = (*self.state(source).failures, failure)
         self._states[source] = Builds(
             is_running=source in self._tasks, failures=failures[-MAX_FAILURES:]
@@ -109,7 +118,7 @@ class Builder:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _run(self, source: str, why: str) -> tuple[str, int]:
+    async def _run(self, source: str, why: str) -> BuildFailure | None:
         """Return what `_built` does; whatever breaks is a failure."""
         try:
             async with self._turn:
@@ -119,15 +128,15 @@ class Builder:
                 log.info("build_started", source=source, why=why, human=f"building {source}")
                 return await self._built(source)
         except FlexInferError as error:
-            return error.message, 1
+            return self._failure(error.code, error.message, exit_code=error.exit_code)
         except Exception as error:
             log.error("build_broke", source=source, exc_info=error)
-            return f"{type(error).__name__}: {error}", 1
+            return self._failure("internal_error", f"{type(error).__name__}: {error}", exit_code=1)
         finally:
             if self._current == source:
                 self._current = ""
 
-    def _ended(self, source: str, task: asyncio.Task[tuple[str, int]]) -> None:
+    def _ended(self, source: str, task: asyncio.Task[BuildFailure | None]) -> None:
         """Note how *task* ended, which may never have begun."""
         del self._tasks[source]
         self._dropped.discard(source)
@@ -137,18 +146,19 @@ class Builder:
             self._on_end(source, False)
             return
         self._states[source] = replace(self.state(source), is_running=False)
-        failure, exit_code = task.result()
-        if failure:
-            self.failed(source, failure, exit_code=exit_code)
-            log.warning(
-                "build_failed", source=source, error=failure, human=f"build of {source}: {failure}"
-            )
-        else:
+        failure = task.result()
+        if failure is None:
             log.info("build_finished", source=source, human=f"built {source}")
-        self._on_end(source, not failure)
+        else:
+            self._failed(source, failure)
+            words = f"{failure.message} ({failure.detail})" if failure.detail else failure.message
+            log.warning(
+                "build_failed", source=source, error=words, human=f"build of {source}: {words}"
+            )
+        self._on_end(source, failure is None)
 
-    async def _built(self, source: str) -> tuple[str, int]:
-        """Return why the build failed (empty: it did not) and its exit code."""
+    async def _built(self, source: str) -> BuildFailure | None:
+        """Return why the build failed; None: it did not."""
         log_path = self._home.log("operator-build")
         child: Child = await start(
             ProcessSpec(
@@ -162,11 +172,24 @@ class Builder:
             )
         )
         try:
-            code = await child.wait()
+            exit_code = await child.wait()
         except asyncio.CancelledError:
             await child.stop()
             raise
-        if code == 0:
-            return "", code
-        last = next((line for line in reversed(child.tail(20)) if line.strip()), "no output")
-        return f"exit code {code}: {last.strip()[:500]} (all of it: {log_path})", code
+        if exit_code == 0:
+            return None
+        said = [line.strip() for line in child.tail(_LINES) if line.strip()]
+        code, message = own_error(said) or ("process_failed", said[-1] if said else "no output")
+        detail = f"exit code {exit_code}; all of it: {log_path}"
+        return self._failure(code, message, exit_code=exit_code, detail=detail)
+
+    def _failure(
+        self, code: str, message: str, *, exit_code: int, detail: str = ""
+    ) -> BuildFailure:
+        return BuildFailure(
+            at_s=self._clock.now_s(),
+            message=f"{code}: {message[:_MAX_SAID]}",
+            detail=detail,
+            is_passing=exit_code in _PASSING_EXITS or code in _PASSING_CODES,
+            is_wrong=exit_code == IntegrityError.exit_code,
+        )

@@ -50,5 +50,5 @@ class Verdicts:
             settled.append(source)
             if told and not told[0].is_cached:
                 why = told[0].damage or f"nothing is published as {told[0].reference}"
-                self._builder.failed(source, f"the build ended well, and yet: {why}")
+                self._builder.ended_incomplete(source, why)
         return tuple(settled)

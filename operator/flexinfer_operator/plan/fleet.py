@@ -33,6 +33,7 @@ def fleet_model(facts: Facts, *, aliases: tuple[str, ...], phase: str, now_s: fl
         else ColdStart(p50_s=starts.p50_s, p95_s=starts.p95_s, samples=starts.samples),
         replicas=_replicas(facts),
         failure=_failure(facts, now_s),
+        waits_for=_waits_for(facts),
         artifact_digest=view.bound.digest,
         quantization=view.bound.quantization,
     )
@@ -79,3 +80,10 @@ def _failure(facts: Facts, now_s: float) -> Failure | None:
         return None
     message = words(facts.view, facts.revision, facts.policy)
     return Failure(code=crash.code, message=message, retry_after_s=again_s - now_s)
+
+
+def _waits_for(facts: Facts) -> str:
+    builds = facts.view.builds
+    if facts.view.bound.is_cached or not builds.is_running:
+        return ""
+    return "its build, which comes after another" if builds.behind else "its build"

@@ -3,8 +3,8 @@
 The first that applies, in this order:
     1. no such engine here, or the config has keys that it does not know    → Failed
     2. the source names nothing                                             → Failed
-    3. its bytes are not all here   a build may help → Pending, else Failed; after one that will fail again → Failed,
-       and tried again all the same, for its source may come to be
+    3. its bytes are not all here   a build is due or runs → Pending; one failed and the next is not due → Failed,
+       and tried again: a few times, or for ever where the failure may pass by itself
     4. the engine does not load the format                                  → Failed
     5. no machine of the wanted kind                                        → Pending
     6. the evidence that `spec.quality` asks for is missing                 → Failed
@@ -111,37 +111,57 @@ def _cached(
         return check, bound.unreadable, False, None
     what = bound.damage or f"nothing is published as {bound.reference}"
     failures = view.builds.failures
-    is_spent = bool(bound.damage) and any(one.is_wrong for one in failures)
-    last = f"; the last build failed: {failures[-1].message}" if failures else ""
+    said, detail = _last_failure(view.builds)
     if view.builds.is_running:
         behind = view.builds.behind
         now = f"it is built after {behind}" if behind else "it is being built"
-        check = Check(status="False", reason="CacheNotReady", message=f"{what}: {now}{last}")
+        check = Check(
+            status="False", reason="CacheNotReady", message=f"{what}: {now}{said}{detail}"
+        )
         return check, None, False, None
-    if is_spent or len(failures) >= policy.build_tries:
+    is_spent = bool(bound.damage) and any(one.is_wrong for one in failures)
+    if is_spent or sum(not one.is_passing for one in failures) >= policy.build_tries:
         code = "digest_mismatch" if bound.damage else "build_failed"
-        failure = Failure(code=code, message=f"{what}{last}")
-        check = Check(status="False", reason="BuildFailed", message=failure.message)
+        last = "; it is not built again until its file changes or the operator starts anew"
+        failure = Failure(code=code, message=what + said + last)
+        check = Check(status="False", reason="BuildFailed", message=what + said + detail + last)
         return check, failure, False, None
     again_s = next_build_s(view.builds, policy)
-    is_due = again_s <= now_s
-    if failures and failures[-1].is_final and not is_due:
-        failure = Failure(
-            code="build_failed", message=f"{what}{last}", retry_after_s=again_s - now_s
+    if again_s <= now_s:
+        return (
+            Check(status="False", reason="CacheNotReady", message=what + said + detail),
+            None,
+            True,
+            None,
         )
-        check = Check(status="False", reason="BuildFailed", message=failure.message)
-        return check, failure, False, again_s
-    check = Check(status="False", reason="CacheNotReady", message=f"{what}{last}")
-    return check, None, is_due, None if is_due else again_s
+    pause = f"; it is built again {_build_pause_s(view.builds, policy):g} s after that"
+    # Nobody is held: the next build may be minutes away, and takes a while itself.
+    failure = Failure(
+        code="build_failed", message=what + said + pause, retry_after_s=again_s - now_s
+    )
+    check = Check(status="False", reason="BuildFailed", message=what + said + detail + pause)
+    return check, failure, False, again_s
+
+
+def _last_failure(builds: Builds) -> tuple[str, str]:
+    """Return what to say of the last build that failed, and what of it is not for clients; both empty: none did."""
+    if not builds.failures:
+        return "", ""
+    last = builds.failures[-1]
+    return f"; the last build failed: {last.message}", f" ({last.detail})" if last.detail else ""
 
 
 def next_build_s(builds: Builds, policy: Policy) -> float:
-    """Return the instant before which no build is tried again: four times longer after each failure, bounded."""
+    """Return the instant before which no build is tried again."""
     if not builds.failures:
         return float("-inf")
+    return builds.failures[-1].at_s + _build_pause_s(builds, policy)
+
+
+def _build_pause_s(builds: Builds, policy: Policy) -> float:
+    """Return how long after a failure the next build may begin: four times longer each time, bounded."""
     steps = min(len(builds.failures) - 1, 16)
-    delay_s = min(policy.build_backoff_s * 4.0**steps, policy.build_backoff_cap_s)
-    return builds.failures[-1].at_s + delay_s
+    return min(policy.build_backoff_s * 4.0**steps, policy.build_backoff_cap_s)
 
 
 def _schedulable(view: ModelView, policy: Policy) -> tuple[Check, Failure | None]:

@@ -41,7 +41,7 @@ class Policy:
     build_backoff_s: float = 15.0
     build_backoff_cap_s: float = 600.0
     build_tries: int = 6
-    """Builds of one source that may fail in a row before only a change helps."""
+    """Builds of one source that may fail before only a change helps; those that failed in passing do not count."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,8 +166,10 @@ class Crash:
 class BuildFailure:
     at_s: float
     message: str
-    is_final: bool = False
-    """The same build fails again until its source or its wish is another: nobody is held meanwhile."""
+    detail: str = ""
+    """How it ended and where its log is: for the Model's owner, not for clients."""
+    is_passing: bool = False
+    """What it needs is away for now (the hub, the disk's room): it is tried again for ever."""
     is_wrong: bool = False
     """The bytes were fetched or made again, and are not what they must be: for damaged ones that was the one try."""
 

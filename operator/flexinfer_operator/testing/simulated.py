@@ -192,13 +192,23 @@ class SimulatedCluster:
         self._revisions.touch(one.model)
 
     def built(
-        self, name: str, *, failure: str = "", is_final: bool = False, is_wrong: bool = False
+        self,
+        name: str,
+        *,
+        failure: str = "",
+        detail: str = "",
+        is_passing: bool = False,
+        is_wrong: bool = False,
     ) -> None:
         """End a build, well or with *failure*."""
         view = self._models[name]
         if failure:
             failed = BuildFailure(
-                at_s=self._clock.now_s(), message=failure, is_final=is_final, is_wrong=is_wrong
+                at_s=self._clock.now_s(),
+                message=failure,
+                detail=detail,
+                is_passing=is_passing,
+                is_wrong=is_wrong,
             )
             self._build(name, Builds(failures=(*view.builds.failures, failed)))
         else:

@@ -36,6 +36,7 @@ from flexinfer_serving.routing import Candidate, Route, Strategy
 
 # A saturated pool's estimate is a guess from recent answers: never tell a client to stay away longer.
 _MAX_SATURATED_RETRY_S = 60.0
+_BUILD_RETRY_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -302,7 +303,7 @@ class Gate:
             return Refuse(
                 request=request,
                 code="model_failed",
-                message=f"model {name!r} failed to load: {failure.code}: {failure.message}",
+                message=f"model {name!r} cannot be served now: {failure.code}: {failure.message}",
                 retry_after_s=max(1.0, left) if math.isfinite(left) else None,
             )
         if not self._limits.can_wake:
@@ -313,11 +314,14 @@ class Gate:
         return None
 
     def _loading(self, request: RequestId, now_s: float, what: str) -> Refuse:
+        name, waits_for = self._model.name, self._model.waits_for
+        state = f"waits for {waits_for}" if waits_for else "is loading"
         return Refuse(
             request=request,
             code="model_loading",
-            message=f"model {self._model.name!r} is loading and {what}",
-            retry_after_s=self.load_left_s(now_s),
+            message=f"model {name!r} {state} and {what}",
+            # Nobody knows how long a build takes: a load comes after it in any case.
+            retry_after_s=max(_BUILD_RETRY_S if waits_for else 0.0, self.load_left_s(now_s)),
         )
 
     def _overloaded(self, request: RequestId, now_s: float, what: str) -> Refuse:
