@@ -233,7 +233,10 @@ def test_what_our_server_refuses_keeps_its_code(
 def test_of_any_other_end_the_last_line_is_told(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    instead(monkeypatch, "print('File x'); print('   ^^^'); raise SystemExit('ImportError: y')")
+    code = (
+        "import sys; print('File x\\n   ^^^', file=sys.stderr); raise SystemExit('ImportError: y')"
+    )
+    instead(monkeypatch, code)
     why = fail(home)
     assert isinstance(why, ProcessFailed)
     assert why.message.startswith(

@@ -219,11 +219,12 @@ class LocalWorld:
 
     async def remove(self, name: str) -> None:
         (self.home.models / f"{name}.yaml").unlink()
-        self.cluster.look_soon()
-        await self.until(
-            f"{name} removed",
-            lambda picture: all(v.name != name or v.is_deleted for v in picture.models),
-        )
+
+        def is_removed(picture: Snapshot) -> bool:
+            self.cluster.look_soon()  # one look that does not find it is not enough
+            return all(view.name != name or view.is_deleted for view in picture.models)
+
+        await self.until(f"{name} removed", is_removed)
 
     async def say(self, lease: DemandLease) -> None:
         assert self._writer is not None
