@@ -115,7 +115,7 @@ class DemandLease:
     """The fleet generation that this router has applied."""
     ttl_s: Seconds = 10.0
     first_token_s: Mapping[str, Seconds] = field(default_factory=dict)
-    """Per replica id: how long its first request took from being sent to its first byte. Told once for each."""
+    """Per replica id: how long its first streamed answer took from being sent to its first byte. Told once for each."""
     suspects: tuple[str, ...] = ()
     """Replica ids that had no answer for this router and are not trusted again yet: the operator asks them at once."""
 

@@ -65,8 +65,8 @@ class Account:
     def retried(self, cause: str) -> None:
         self._metrics.add("flexinfer_retries_total", model=self.model, cause=cause)
 
-    def first_byte(self, heard: Callable[[float], None]) -> None:
-        """Something of the answer is here; only the first time counts."""
+    def first_byte(self, heard: Callable[[float], None] = lambda _: None) -> None:
+        """Something of the answer is here; only the first time counts. *heard* is told how long after sending."""
         if self._has_first_byte:
             return
         self._has_first_byte = True

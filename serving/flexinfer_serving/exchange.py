@@ -268,7 +268,7 @@ class Exchange:
         check_kind(reply, is_stream=self._is_stream)
         heard = partial(ticket.heard, admission.replica)
         if not self._is_stream:
-            await self._whole(reply, admission, heard)
+            await self._whole(reply, admission)
         elif self._client.has_started:
             await self._client.write(
                 sse.comment(self._account.comment(admission.model, admission.replica))
@@ -279,12 +279,10 @@ class Exchange:
             await self._client.start(200, [*STREAM_HEADERS, *about])
             await self._stream(reply, heard)
 
-    async def _whole(
-        self, reply: Reply, admission: Admission, heard: Callable[[float], None]
-    ) -> None:
+    async def _whole(self, reply: Reply, admission: Admission) -> None:
         about = self._account.headers(admission.model, admission.replica)
         body = await read_json(reply, idle_s=self._idle_s)
-        self._account.first_byte(heard)
+        self._account.first_byte()  # of the whole answer: it says nothing of the first token
         framing = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),

@@ -139,6 +139,27 @@ def test_an_edit_takes_effect_and_a_bad_one_changes_nothing(tmp_path: Path) -> N
     asyncio.run(run())
 
 
+def test_a_key_that_is_put_in_place_of_another_is_used_and_a_bad_one_is_not(
+    tmp_path: Path,
+) -> None:
+    async def run() -> None:
+        heard = Heard()
+        task = asyncio.create_task(static(write(tmp_path, FLEET)).run(heard))
+        await until(lambda: heard.snapshots)
+        key = tmp_path / "engine.key"
+        key.unlink()  # as who writes a secret in two steps
+        await until(lambda: heard.losses == 1)
+        assert [one.models[0].replicas[0].key for one in heard.snapshots] == ["secret"]
+        key.write_text("rotated\n")
+        await until(lambda: len(heard.snapshots) == 2)
+        assert heard.snapshots[1].models[0].replicas[0].key == "rotated"
+        assert heard.is_connected
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(run())
+
+
 def test_a_replica_is_ready_while_it_answers_and_only_then(tmp_path: Path) -> None:
     answering: set[str] = set()
     asked = 0

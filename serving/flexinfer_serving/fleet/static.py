@@ -11,10 +11,10 @@
           - url: http://127.0.0.1:9001
             keyFile: engine.key                                    # beside this file, or absolute
 
-The file is read again when it changes; a bad edit is logged and the old fleet stays. Every replica is asked again and
-again whether it answers: one that does is `ready`, one that does not is `loading`, and a Model with a ready one is
-`Ready`, else `Pending`. There is no sink: nothing can be woken, so a Model without a replica that answers is refused
-at once.
+The file is read again when it or a key file changes; a bad edit is logged and the old fleet stays. Every replica is
+asked again and again whether it answers: one that does is `ready`, one that does not is `loading`, and a Model with a
+ready one is `Ready`, else `Pending`. There is no sink: nothing can be woken, so a Model without a replica that answers
+is refused at once.
 """
 
 from __future__ import annotations
@@ -48,6 +48,9 @@ _MAX_KEY_BYTES = 4096
 _MISSES = 2
 _MAX_ASKED_AT_ONCE = 64
 _KEY = re.compile(r"[!-~]+")
+
+Stamps = dict[Path, tuple[int, ...] | None]
+"""By file: what differs when its content may; empty: it cannot be looked at; None: nobody has looked yet."""
 
 
 def _url(value: str) -> str:
@@ -98,6 +101,7 @@ class StaticFleet:
         self._asking = asyncio.Semaphore(_MAX_ASKED_AT_ONCE)
         self._misses: dict[str, int] = {}
         """Questions in a row without an answer, of each replica that has ever answered."""
+        self._key_files: tuple[Path, ...] = ()
 
     def read(self) -> tuple[FleetModel, ...]:
         """Return the Models as the file says now, before anybody has asked their replicas.
@@ -111,7 +115,14 @@ class StaticFleet:
         except (OSError, UnicodeDecodeError) as error:
             raise InvalidInput(f"{self._file}: {error}", code="fleet_file_unreadable") from error
         document = parse_document(StaticFleetFile, text, str(self._file))
-        models = tuple(_model(model, self._file.parent) for model in document.models)
+        folder = self._file.parent
+        self._key_files = tuple(
+            folder / replica.key_file
+            for model in document.models
+            for replica in model.replicas
+            if replica.key_file
+        )
+        models = tuple(_model(model, folder) for model in document.models)
         names = [name for model in models for name in (model.name, *model.aliases)]
         twice = {name for name in names if names.count(name) > 1}
         if twice:
@@ -121,26 +132,30 @@ class StaticFleet:
         return models
 
     async def run(self, listener: FleetListener) -> None:
-        stamp: tuple[int, ...] | None = None
+        stamps: Stamps | None = None
         written: tuple[FleetModel, ...] = ()
         shown: tuple[FleetModel, ...] = ()
         generation = 0
         while True:
-            new = await asyncio.to_thread(_stamp, self._file)
-            if new != stamp:
-                stamp = new
+            new = await asyncio.to_thread(self._stamps)
+            if new != stamps:
                 try:
                     written = await asyncio.to_thread(self.read)
                     listener.connected(True)
                 except FlexInferError as error:
                     listener.connected(False)
                     log.error("fleet_file_refused", error=error.message, code=error.code)
+                # As they were looked at before the reading; what was not (None) is read once more.
+                stamps = {path: new.get(path) for path in (self._file, *self._key_files)}
             seen = await self._seen(written)
             if seen != shown:
                 shown = seen
                 generation += 1
                 listener.applied(FleetSnapshot(generation=generation, models=seen))
             await asyncio.sleep(self._rescan_s)
+
+    def _stamps(self) -> Stamps:
+        return {path: _stamp(path) for path in (self._file, *self._key_files)}
 
     async def _seen(self, models: tuple[FleetModel, ...]) -> tuple[FleetModel, ...]:
         """Return *models* with the phases that their replicas have now."""
