@@ -10,6 +10,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
+from ipaddress import IPv6Address
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -27,7 +28,16 @@ _LOOPBACK = "127.0.0.1"
 _EVERYWHERE = frozenset({"", "0.0.0.0", "::"})
 # As a browser writes it (RFC 6454, 6.2): lower case, no path. `null` is what a page without an address sends.
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:\[[0-9a-f:.]+\]|[^\s/?#@:\[\]A-Z]+)(?::[0-9]{1,5})?")
+_HOST_NAME = re.compile(r"(?:[A-Za-z0-9_-]+\.)*[A-Za-z0-9_-]+\.?")
 _NO_ADDRESS = frozenset({"*", "null"})
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        IPv6Address(host)
+    except ValueError:
+        return False
+    return True
 
 
 class Section(BaseModel):
@@ -110,6 +120,17 @@ class ServeSection(Section):
                 raise ValueError(
                     f"{one!r} is what no browser sends: expected scheme, host and port in lower case, without "
                     "a path or a slash at the end, such as http://localhost:3000, or *"
+                )
+        return value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _are_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for one in value:
+            if not _HOST_NAME.fullmatch(one) and not _is_ipv6(one):
+                raise ValueError(
+                    f"{one!r} is the host of no request: expected a name or an address alone, without scheme, port, "
+                    "path or *, such as models.example.org"
                 )
         return value
 

@@ -209,6 +209,22 @@ def test_an_origin_as_browsers_send_it_is_taken(origins: str) -> None:
     assert serve.cors_origins == tuple(origins.split(","))
 
 
+@pytest.mark.parametrize(
+    "host", ["http://my.host", "my.host:8080", "cafe:80", "my.host/", "*", "*.my.host", "my host", "[::1]"]
+)  # fmt: skip
+def test_a_host_that_no_request_names_is_refused(host: str) -> None:
+    message = _refusal({"FLEXINFER_SERVE__ALLOWED_HOSTS": f"good, {host}"})
+    assert message.startswith(
+        f"bad settings: FLEXINFER_SERVE__ALLOWED_HOSTS: {host!r} is the host of no"
+    )
+
+
+def test_a_host_by_name_or_address_is_taken() -> None:
+    hosts = "my.host,My_Box,10.0.0.7,fe80::1"
+    serve = load(Settings, {"FLEXINFER_SERVE__ALLOWED_HOSTS": hosts}).serve
+    assert serve.allowed_hosts == tuple(hosts.split(","))
+
+
 def test_a_wait_cannot_be_endless() -> None:
     assert "finite" in _refusal({"FLEXINFER_SERVE__CONNECT_TIMEOUT_S": "inf"})
 
