@@ -77,6 +77,8 @@ class FleetModel:
     created_unix_s: Count = 0
     cold_start_timeout_s: Seconds = 60.0
     scales_from_zero: bool = True
+    is_deleted: bool = False
+    """It is shown until its last answer has ended, and offered to nobody."""
     cold_start: ColdStart = ColdStart()
     replicas: tuple[FleetReplica, ...] = ()
     failure: Failure | None = None
@@ -91,12 +93,18 @@ class FleetSnapshot:
     generation: Count
     models: tuple[FleetModel, ...] = ()
 
+    @property
+    def offered(self) -> tuple[FleetModel, ...]:
+        """Return the Models that clients may ask for."""
+        return tuple(model for model in self.models if not model.is_deleted)
+
     def find(self, name: str) -> FleetModel | None:
-        """Return the Model of that name or alias; a name wins over an alias."""
-        for model in self.models:
+        """Return the Model of that name or alias that clients may ask for; a name wins over an alias."""
+        offered = self.offered
+        for model in offered:
             if model.name == name:
                 return model
-        return next((model for model in self.models if name in model.aliases), None)
+        return next((model for model in offered if name in model.aliases), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ def find(snapshot: FleetSnapshot | None, name: str) -> FleetModel:
         )
     model = snapshot.find(name)
     if model is None:
-        known = [one for each in snapshot.models for one in (each.name, *each.aliases)]
+        known = [one for each in snapshot.offered for one in (each.name, *each.aliases)]
         raise NotFound(
             f"there is no model {name[:_MAX_SHOWN]!r}{nearest(name, known)}",
             code="model_not_found",

@@ -591,7 +591,7 @@ def test_a_deleted_model_is_drained_refused_and_forgotten(drive: Drive) -> None:
     replica = drive.woken()
     drive.cluster.remove("tiny")
     assert [type(one) for one in drive.settle()] == [Drain]
-    assert drive.failure().code == "model_deleted"
+    assert drive.told().is_deleted
     drive.want(0, idle_s=0)
     assert [type(one) for one in drive.settle()] == [Stop]
     drive.cluster.ended(replica.id)

@@ -72,6 +72,19 @@ def test_what_the_operator_refuses_is_not_shown_as_in_force(play: Play, home: Ho
     assert "slotz" in one.fault
 
 
+def test_a_deleted_model_is_shown_until_its_engine_has_ended(play: Play, home: Home) -> None:
+    async def scene(world: LocalWorld) -> None:
+        await world.put("tiny", serverless={"minReplicas": 1})
+        await world.ready("tiny")
+        await world.remove("tiny")  # the router of this world does not say that it let go
+        (one,) = overview(home).models
+        assert (one.name, one.is_deleted, len(one.replicas)) == ("tiny", True, 1)
+        assert one.message.startswith("deleted: ")
+
+    play(scene)
+    assert overview(home).models == ()
+
+
 def test_models_that_cannot_be_listed_are_those_that_the_operator_knew(
     play: Play, home: Home
 ) -> None:

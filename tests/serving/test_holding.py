@@ -344,6 +344,32 @@ def test_a_router_whose_replicas_are_all_dead_is_ready_as_it_can_say_so() -> Non
     run(test)
 
 
+def test_a_deleted_model_is_found_by_nobody_and_its_running_answer_ends() -> None:
+    async def test() -> None:
+        release = asyncio.Event()
+
+        async def slow(seen: Seen, wire: Wire) -> None:
+            await release.wait()
+            await scripts.answers()(seen, wire)
+
+        async with ScriptedEngine(slow) as engine:
+            fleet = ScriptedFleet(ready(engine, replace(COLD, slots=1)))
+            async with running(fleet) as router:
+                runs, waits = (asyncio.ensure_future(router.chat()) for _ in range(2))
+                await until(lambda: sum_waiting(router) == 1)
+                draining = (replica("r1", engine.url, phase="draining"),)
+                fleet.publish(replace(COLD, replicas=draining, is_deleted=True))
+                for refused in (await waits, await router.chat()):
+                    code = refused.json()["error"]["code"]
+                    assert (refused.status_code, code) == (404, "model_not_found")
+                listed = (await router.client.get("/v1/models")).json()
+                assert listed["data"] == []
+                release.set()
+                assert (await runs).status_code == 200
+
+    run(test)
+
+
 def test_a_model_that_is_removed_refuses_those_who_wait() -> None:
     async def test() -> None:
         async with cold(scripts.answers()) as (router, fleet, _):

@@ -6,7 +6,7 @@ Reads only; works while the operator runs and when it does not.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ class ModelOverview:
     starts: tuple[ColdStartRecord, ...]
     """Newest first."""
     replicas: tuple[Record, ...]
+    is_deleted: bool = False
+    """Its file is gone, and an engine of it still runs."""
 
     @property
     def aliases(self) -> tuple[str, ...]:
@@ -72,6 +74,8 @@ class ModelOverview:
     @property
     def message(self) -> str:
         status = "" if self.status is None else self.status.message
+        if self.is_deleted:
+            return "deleted: its engine ends when the running answers have"
         if self.fault:
             return (
                 self.fault
@@ -98,6 +102,7 @@ class ModelOverview:
             "building": None if self.build is None else self.build.as_tree(),
             "message": self.message,
             "refused": self.fault,
+            "deleted": self.is_deleted,
             "file": str(self.file),
         }
 
@@ -115,6 +120,7 @@ class ModelOverview:
         tree["generation"] = self.generation
         tree["file"] = str(self.file)
         tree["refused"] = self.fault
+        tree["deleted"] = self.is_deleted
         tree["building"] = None if self.build is None else self.build.as_tree()
         tree["coldStarts"] = {
             "samples": estimate.samples,
@@ -247,6 +253,11 @@ def overview(home: Home) -> Overview:
     for file, fault in faults.items():
         name, status = _served_from(file.name, state.models, written)
         found.append(seen(name or file.stem, file, None, fault, status or _refused(fault)))
+    shown = {one.name for one in found}
+    for name in sorted({one.extra.get("model", "") for one in records} - shown):
+        if (known := state.models.get(name)) is not None:
+            gone = seen(name, home.models / known.file, known.model, "", known.status)
+            found.append(replace(gone, is_deleted=True))
     return Overview(
         models=tuple(sorted(found, key=lambda one: one.name)),
         builds=builds,

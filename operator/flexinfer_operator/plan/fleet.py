@@ -8,8 +8,6 @@ from flexinfer_operator.plan.health import is_silent
 from flexinfer_operator.plan.replicas import Facts
 from flexinfer_operator.plan.view import ReplicaView
 
-_DELETED = Failure(code="model_deleted", message="the Model is being deleted")
-
 
 def fleet_model(facts: Facts, *, aliases: tuple[str, ...], phase: str, now_s: float) -> FleetModel:
     """Return one Model as routers shall serve it."""
@@ -28,6 +26,7 @@ def fleet_model(facts: Facts, *, aliases: tuple[str, ...], phase: str, now_s: fl
         created_unix_s=view.created_unix_s,
         cold_start_timeout_s=spec.serverless.cold_start_timeout,
         scales_from_zero=not view.is_deleted,
+        is_deleted=view.is_deleted,
         cold_start=ColdStart()
         if starts is None or not starts.samples
         else ColdStart(p50_s=starts.p50_s, p95_s=starts.p95_s, samples=starts.samples),
@@ -68,8 +67,6 @@ def _substage(replica: ReplicaView) -> str:
 
 def _failure(facts: Facts, now_s: float) -> Failure | None:
     """Return why nothing can be served now. A replica that is up, or on its way, is no failure."""
-    if facts.view.is_deleted:
-        return _DELETED
     if any(r.state != "stopping" and r.draining is None for r in facts.replicas):
         return None
     if facts.gate.failure is not None:

@@ -111,7 +111,7 @@ class Drive:
         """What routers know of *model*."""
         fleet = self.cluster.fleet
         assert fleet is not None
-        found = fleet.find(model)
+        found = next((one for one in fleet.models if one.name == model), None)
         assert found is not None, f"{model} is not in the fleet"
         return found
 

@@ -298,6 +298,9 @@ class Gate:
     def _hopeless(self, request: RequestId, now_s: float) -> Refuse | None:
         failure = self._fault(now_s)
         name = self._model.name
+        if self._model.is_deleted:
+            message = f"there is no model {name!r} any more: it was deleted"
+            return Refuse(request=request, code="model_not_found", message=message)
         if failure is not None:
             left = self._failed_until_s - now_s
             return Refuse(

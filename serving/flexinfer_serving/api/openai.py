@@ -66,7 +66,7 @@ def routes(router: Router) -> APIRouter:
     @api.get("/v1/models")
     async def models() -> JSONResponse:
         snapshot = router.dispatcher.snapshot
-        found = sorted(snapshot.models if snapshot else (), key=lambda model: model.name)
+        found = sorted(snapshot.offered if snapshot else (), key=lambda model: model.name)
         return JSONResponse({"object": "list", "data": [_described(model) for model in found]})
 
     @api.get("/v1/models/{name:path}")
@@ -120,7 +120,7 @@ async def _unsupported(router: Router, request: Request) -> FlexInferError:
         model = router.dispatcher.find(model_of(read_object(body)))
     except (ClientGone, InvalidInput):  # a form, say; then the Model is not known
         snapshot = router.dispatcher.snapshot
-        engines = sorted({one.backend for one in snapshot.models}) if snapshot else []
+        engines = sorted({one.backend for one in snapshot.offered}) if snapshot else []
         named = ", ".join(engines) or "none"
         return NotFound(
             f"no engine here serves {path} (engines: {named})", code="unsupported_endpoint"
