@@ -25,8 +25,9 @@ from flexinfer.oci.durable import try_lock
 from flexinfer.oci.target import missing_blob
 from flexinfer.oci.writer import BlobWriter, Commit, partial_name
 
-# Evidence, not an archive: the newest are kept.
+# Evidence, not an archive: the newest is kept, and those before it within these bounds.
 MAX_QUARANTINED = 16
+MAX_QUARANTINED_BYTES = 8 * 1024**3
 _HEX = frozenset("0123456789abcdef")
 
 
@@ -217,9 +218,12 @@ class BlobFolder:
             sync_folder(path.parent)
         except OSError as error:
             raise disk_error(error, path=place) from error
-        for old in sorted(self.quarantined(), key=_changed_at, reverse=True)[MAX_QUARANTINED:]:
-            with suppress(OSError):
-                os.unlink(old.path)
+        total = 0
+        for count, held in enumerate(sorted(self.quarantined(), key=_changed_at, reverse=True), 1):
+            total += held.size
+            if count > MAX_QUARANTINED or (count > 1 and total > MAX_QUARANTINED_BYTES):
+                with suppress(OSError):
+                    os.unlink(held.path)
         return place
 
     def quarantined(self) -> tuple[Quarantined, ...]:

@@ -14,6 +14,7 @@ import pytest
 
 from flexinfer.errors import IntegrityError, ResourceExhausted, Unavailable
 from flexinfer.oci import BlobFolder, Digest, digest_of
+from flexinfer.oci.blobs import MAX_QUARANTINED_BYTES
 from flexinfer.oci.durable import lock, wait_for_lock
 
 DATA = bytes(range(256)) * 1000
@@ -141,6 +142,19 @@ def test_quarantine_keeps_the_newest_only(folder: BlobFolder) -> None:
             with pytest.raises(IntegrityError):
                 writer.commit()
     assert len(folder.quarantined()) == 16
+
+
+def test_quarantine_holds_the_newest_however_large_and_few_large_ones_before_it(
+    folder: BlobFolder, tmp_path: Path
+) -> None:
+    for number, size in enumerate([MAX_QUARANTINED_BYTES // 2] * 3 + [MAX_QUARANTINED_BYTES + 1]):
+        file = tmp_path / f"{number}"
+        file.touch()
+        os.truncate(file, size)  # sparse
+        folder.isolate(file, expected=DIGEST, found=digest_of(b"%d" % number))
+        held = {one.found for one in folder.quarantined()}
+        newest = (number,) if number == 3 else range(max(0, number - 1), number + 1)
+        assert held == {digest_of(b"%d" % one) for one in newest}
 
 
 def test_a_byte_too_many_is_refused_at_once(folder: BlobFolder) -> None:
