@@ -57,7 +57,9 @@ def test_a_build_measures_publishes_and_says_what_it_did(
     measured = said.predicate["measurements"]
     assert measured["smoke.answered"] == measured["smoke.prompts"] == 3
     assert measured["divergence.contexts"] >= 24
-    assert measured["footprint.peakBytesLarge"] >= measured["footprint.peakBytesSmall"] > 0
+    # Both contexts are as long as the model's own: what differs is a few pages of the allocator.
+    peaks = [measured[f"footprint.peakBytes{size}"] for size in ("Small", "Large")]
+    assert 1024**2 < max(peaks) < 1.5 * min(peaks)
     assert not list(tooled_home.work.glob("build-*"))
     # Again: the same artifact, without a step that moves anything.
     assert already_built(context, entry, entry.default_variant) == Built(
