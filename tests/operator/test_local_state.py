@@ -596,6 +596,35 @@ def test_a_build_whose_source_is_not_there_fails_the_model_at_once(play: Play) -
     play(scene, build=fails)
 
 
+@pytest.mark.parametrize("is_deleted_first", [False, True])
+def test_who_edits_a_model_whose_build_failed_waits_for_no_back_off(
+    play: Play, home: Home, is_deleted_first: bool
+) -> None:
+    """The second failure would be the second in a row, and come after 15 s."""
+    builds = home.work / "builds"
+
+    def fails(source: str) -> tuple[str, ...]:
+        program = f"open({str(builds)!r}, 'a').write('x'); raise SystemExit('no')"
+        return (sys.executable, "-c", program)
+
+    def failed(picture: Snapshot, times: int) -> bool:
+        view = view_of(picture)
+        is_over = view is not None and bool(view.builds.failures) and not view.builds.is_running
+        return is_over and len(builds.read_text()) == times
+
+    async def scene(world: LocalWorld) -> None:
+        write_file(home, "tiny", source=f"file://{home.work}/none.gguf")
+        await world.until("a failure", lambda picture: failed(picture, 1))
+        if is_deleted_first:
+            await world.remove("tiny")
+        write_file(home, "tiny", source=f"file://{home.work}/none.gguf", aliases=["edited"])
+        picture = await world.until("another one", lambda picture: failed(picture, 2))
+        view = view_of(picture)
+        assert view is not None and len(view.builds.failures) == 1
+
+    play(scene, build=fails)
+
+
 def test_a_build_ends_with_the_operator(play: Play, home: Home) -> None:
     mark = home.work / "pid"
 

@@ -89,13 +89,18 @@ class Builder:
         self._tasks[source] = task
         task.add_done_callback(partial(self._ended, source))
 
-    def succeeded(self, source: str) -> None:
-        """Forget failures: the artifact is here, whole."""
+    def forgive(self, source: str) -> None:
+        """Forget failures: the artifact is here, whole, or what is wanted is not what failed."""
         if source not in self._tasks:
             self._states.pop(source, None)
 
     def keep_only(self, sources: Collection[str]) -> None:
-        """End the builds of all other sources: nobody wants them any more. What they have done so far is kept."""
+        """End the builds of all other sources: nobody wants them any more. What they have done so far is kept.
+
+        How they failed before is forgotten.
+        """
+        for source in self._states.keys() - set(sources):
+            self.forgive(source)
         for source in self._tasks.keys() - set(sources) - self._dropped:
             self._dropped.add(source)  # once: a second cancel would not wait for its end
             self._tasks[source].cancel()

@@ -371,11 +371,12 @@ class LocalCluster:
         written = seen.written
         for name, binding in seen.bindings.items():
             remembered = self._desk.known(name)
+            before = self._shelf.wish(name)
             known, is_different = self._shelf.put(written[name], binding, remembered)
             if known.cold_starts is None and known.bound.digest:
                 known.cold_starts = self._desk.estimate(known.bound.digest)
-            if known.bound.is_cached:
-                self._builder.succeeded(known.model.spec.source)
+            if known.bound.is_cached or before not in (None, self._shelf.wish(name)):
+                self._builder.forgive(known.model.spec.source)
             if is_different:
                 self._desk.save(name, known.remembered())
                 self._revisions.touch(name)

@@ -100,6 +100,11 @@ class Shelf:
     def names(self) -> frozenset[str]:
         return frozenset(self._known)
 
+    def wish(self, name: str) -> tuple[int, str] | None:
+        """Return what differs when a Model wants something else: its generation and its artifact's reference."""
+        known = self._known.get(name)
+        return None if known is None else (known.generation, known.bound.reference)
+
     def status(self, name: str, remembered: KnownModel | None) -> ModelStatus | None:
         """Return the newest status of a Model, which may be that of an earlier operator."""
         known = self._known.get(name)

@@ -122,7 +122,7 @@ def _cached(
     is_spent = bool(bound.damage) and any(one.is_wrong for one in failures)
     if is_spent or sum(not one.is_passing for one in failures) >= policy.build_tries:
         code = "digest_mismatch" if bound.damage else "build_failed"
-        last = "; it is not built again until its file changes or the operator starts anew"
+        last = "; it is built again by `flexinfer build`, after an edit of its spec, or when the operator starts anew"
         failure = Failure(code=code, message=what + said + last)
         check = Check(status="False", reason="BuildFailed", message=what + said + detail + last)
         return check, failure, False, None
