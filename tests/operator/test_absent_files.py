@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -77,6 +78,19 @@ def test_a_folder_that_cannot_be_listed_keeps_what_was_there_and_says_so_once(ho
     files.scan()
     assert files.faults() == {}
     assert list(files.written()) == ["a"]
+
+
+def test_a_file_whose_name_is_no_utf8_is_refused_by_its_name_written_out(home: Home) -> None:
+    """What such a name is kept in (the database, a terminal) refuses it."""
+    home.models.mkdir(exist_ok=True)
+    with open(os.fsencode(home.models) + b"/caf\xe9.yaml", "w") as file:
+        file.write(TEXT)
+    (home.models / "café.yaml").write_text(TEXT)
+    files = ModelFiles(home.models)
+    files.scan()
+    assert [one.file.name for one in files.written().values()] == ["café.yaml"]
+    (fault,) = files.faults().values()
+    assert fault == f"{home.models}/caf\\xe9.yaml: its name is not UTF-8: rename it"
 
 
 def test_a_file_that_became_a_loop_of_links_keeps_its_last_state(home: Home) -> None:

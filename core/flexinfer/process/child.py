@@ -44,16 +44,20 @@ class Child:
         self._output = output
         self._lifeline = lifeline
         self._was_asked = False
+        self._is_cleared = False
 
     def __repr__(self) -> str:
         return f"<Child {self.spec.name} pid={self.pid} returncode={self._leader.returncode}>"
 
     @property
     def returncode(self) -> int | None:
-        """How it ended; None while it runs. Negative: the signal. `UNKNOWN_EXIT`: adopted, nobody told us."""
+        """How it ended; None while it runs. Negative: the signal. `UNKNOWN_EXIT`: adopted, nobody told us.
+
+        What it left behind outside its group is there until `wait` or `stop` has returned.
+        """
         if self._leader.returncode is None and self._leader.has_ended():
             self._leader.signal_group(signal.SIGKILL)
-            self._settle()
+            self._leader.reap()
         return self._leader.returncode
 
     @property
@@ -70,9 +74,11 @@ class Child:
         await self._leader.ended()
         self._leader.signal_group(signal.SIGKILL)
         try:
-            await group.clear(self._leftovers, name=self.spec.name, is_settled=self._is_settled)
+            await group.clear(
+                self._leftovers, name=self.spec.name, is_settled=lambda: self._is_cleared
+            )
         except ProcessFailed:
-            self._settle()
+            self._leader.reap()
             raise
         return self._settle()
 
@@ -137,15 +143,13 @@ class Child:
         return True
 
     def _leftovers(self) -> tuple[procfs.Stat, ...]:
-        if self._leader.is_ours and not self._is_settled():
+        if self._leader.is_ours and self._leader.returncode is None:
             return procfs.members(self.pgid, mark=self.mark, since=self.started_at)
         # The group's number may be another's by now; the mark cannot be.
         return procfs.marked(self.mark, since=self.started_at)
 
-    def _is_settled(self) -> bool:
-        return self._leader.returncode is not None
-
     def _settle(self) -> int:
+        self._is_cleared = True
         status = self._leader.reap()
         self._close()
         return status

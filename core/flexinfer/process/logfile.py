@@ -137,13 +137,19 @@ def keep_small(path: Path, *, max_bytes: int) -> int | None:
         kept = min(max_bytes // 4, _KEPT_BYTES, size)
         data = os.pread(descriptor, kept, size - kept)
         try:
-            aside(path).write_bytes(data[data.find(b"\n") + 1 :])
+            _put_aside(path, data[data.find(b"\n") + 1 :])
         except OSError:
             aside(path).unlink(missing_ok=True)
         os.ftruncate(descriptor, 0)
         return None
     finally:
         os.close(descriptor)
+
+
+def _put_aside(path: Path, data: bytes) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    with open(os.open(aside(path), flags, 0o600), "wb") as file:
+        file.write(data)
 
 
 def _last_bytes(path: Path, *, start: int = 0) -> bytes:

@@ -26,7 +26,7 @@ def render(name: str, line: str) -> str | None:
     """Return what a person sees of one log line of child *name*; None: nothing."""
     try:
         event = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None  # a library's own output: it is in the log file
     if not isinstance(event, dict):
         return None

@@ -213,6 +213,12 @@ def _look(folder: Path) -> tuple[dict[Path, Signature], dict[Path, str]]:
             for entry in entries:
                 if entry.name.startswith(".") or not entry.name.endswith(_SUFFIXES):
                     continue
+                if len(found) >= MAX_FILES:
+                    log.warning("model_files_ignored", folder=str(folder), limit=MAX_FILES)
+                    break
+                if (name := _escaped(entry.name)) != entry.name:
+                    unseen[folder / name] = f"{folder / name}: its name is not UTF-8: rename it"
+                    continue
                 try:
                     if not entry.is_file():
                         continue
@@ -224,14 +230,16 @@ def _look(folder: Path) -> tuple[dict[Path, Signature], dict[Path, str]]:
                     continue
                 signature = (stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino)
                 found[folder / entry.name] = signature
-                if len(found) >= MAX_FILES:
-                    log.warning("model_files_ignored", folder=str(folder), limit=MAX_FILES)
-                    break
     except FileNotFoundError:
         pass
     except OSError as error:
         unseen[folder] = f"{folder}: {error.strerror}"
     return found, unseen
+
+
+def _escaped(name: str) -> str:
+    """Return a file's name with the bytes that are no UTF-8 written out."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _parse(file: Path) -> Document[Model]:

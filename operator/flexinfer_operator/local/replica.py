@@ -212,7 +212,7 @@ class Replica:
         self.listener.replica_gone(self, None if self.state == "stopping" else crash)
 
     async def _end_process(self) -> None:
-        if self.running is not None and self.running.child.returncode is None:
+        if self.running is not None:
             with suppress(FlexInferError):
                 await self.running.child.stop(self.means.stop_grace_s)
 

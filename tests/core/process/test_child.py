@@ -215,6 +215,22 @@ def test_a_look_at_the_status_also_ends_the_group(make_spec: MakeSpec, until: Un
     asyncio.run(scenario())
 
 
+def test_after_a_look_at_the_status_what_left_the_group_is_ended_all_the_same(
+    make_spec: MakeSpec, until: Until
+) -> None:
+    code = GRANDCHILD.format(new_session=True) + "time.sleep(1000)"
+
+    async def scenario() -> None:
+        child = await start(make_spec(code))
+        grandchild = int((await said(child, until))[0])
+        os.kill(child.pid, signal.SIGTERM)
+        await until(lambda: child.returncode == -signal.SIGTERM, "the status")
+        assert await child.stop() == -signal.SIGTERM
+        assert not is_running(grandchild)
+
+    asyncio.run(scenario())
+
+
 def test_a_cancelled_stop_kills(make_spec: MakeSpec, until: Until) -> None:
     async def scenario() -> int:
         child = await start(make_spec(STUBBORN + "time.sleep(1000)"))

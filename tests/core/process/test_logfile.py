@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import stat
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,13 @@ def test_a_small_log_is_left_alone(log: Path) -> None:
     assert logfile.keep_small(log, max_bytes=4) == 4
     assert log.read_text() == "one\n"
     assert not logfile.aside(log).exists()
+
+
+def test_what_is_put_aside_is_for_its_owner_only(tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    log.write_bytes(b"words\n" * 1000)
+    logfile.keep_small(log, max_bytes=1000)
+    assert stat.S_IMODE(logfile.aside(log).stat().st_mode) == 0o600
 
 
 def test_a_log_is_emptied_even_when_its_end_cannot_be_kept(log: Path) -> None:

@@ -75,3 +75,7 @@ def test_an_output_that_is_full_costs_its_words_and_nothing_else() -> None:
             [sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, timeout=60
         )
     assert (found.returncode, found.stderr) == (0, b"False\n")
+
+
+def test_a_line_that_is_nested_too_deeply_is_no_event() -> None:
+    assert render("serve", "[" * 100_000) is None
