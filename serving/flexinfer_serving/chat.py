@@ -83,14 +83,15 @@ def chat(
     Example: flexinfer chat smollm2-135m-instruct -m "What is the capital of France?"
     """
     headers = {"authorization": f"Bearer {_key(key_file)}"} if key_file else {}
+    is_own = url is None
     if url is None:
         own = own_router(os.environ)
         url, headers = own.url, headers or own.headers
     elif not urlsplit(url).path.strip("/"):
         url = url.rstrip("/") + "/v1"
     timeout = httpx.Timeout(SILENCE_S, connect=5.0)
-    # A router on this machine is never reached through a proxy.
-    is_local = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
+    # A router on this machine is never reached through a proxy, which would be told its key.
+    is_local = is_own or urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
     with httpx.Client(headers=headers, timeout=timeout, trust_env=not is_local) as client:
         talk = Talk(
             client=client,

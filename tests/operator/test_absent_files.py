@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from flexinfer.places import Home
-from flexinfer_operator.local.models import ModelFiles
+from flexinfer_operator.local.models import MAX_FILES, ModelFiles
 
 TEXT = "apiVersion: ai.flexinfer/v1alpha2\nkind: Model\nmetadata: {name: a}\nspec: {source: 'file:///m.gguf'}\n"
 
@@ -91,6 +91,30 @@ def test_a_file_whose_name_is_no_utf8_is_refused_by_its_name_written_out(home: H
     assert [one.file.name for one in files.written().values()] == ["café.yaml"]
     (fault,) = files.faults().values()
     assert fault == f"{home.models}/caf\\xe9.yaml: its name is not UTF-8: rename it"
+
+
+def test_of_too_many_files_those_that_were_known_stay(home: Home) -> None:
+    home.models.mkdir(exist_ok=True)
+
+    def write(letter: str, numbers: range) -> None:
+        for number in numbers:
+            name = f"{letter}{number}"
+            (home.models / f"{name}.yaml").write_text(
+                TEXT.replace("{name: a}", f"{{name: {name}}}")
+            )
+
+    write("m", range(MAX_FILES))
+    files = ModelFiles(home.models)
+    files.scan()
+    files.scan()
+    before = set(files.written())
+    assert len(before) == MAX_FILES and not files.faults()
+    write("a", range(3))
+    for _ in range(3):
+        files.scan()
+    assert set(files.written()) == before
+    (fault,) = files.faults().values()
+    assert fault.startswith(f"{home.models}/a0.yaml: not read") and not files.is_whole
 
 
 def test_a_file_that_became_a_loop_of_links_keeps_its_last_state(home: Home) -> None:

@@ -294,6 +294,20 @@ def test_without_an_address_the_running_up_says_where_it_listens(
     assert (result.exit_code, result.stdout) == (0, "Paris.\n")
 
 
+def test_the_own_routers_key_is_told_to_no_proxy(
+    router: Router, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A router that listens beyond loopback is this machine's all the same."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLEXINFER_HOME", str(tmp_path))
+    monkeypatch.setenv("FLEXINFER_SERVE__HOST", "127.0.0.2")  # nobody listens there
+    monkeypatch.setenv("FLEXINFER_SERVE__PORT", str(free_port()))
+    monkeypatch.setenv("FLEXINFER_SERVE__API_KEYS", "fxi_own")
+    monkeypatch.setenv("HTTP_PROXY", router.url.removesuffix("/v1"))
+    assert run("smol", "-m", "x").exit_code != 0
+    assert (router.keys, router.asked) == ([], [])
+
+
 def test_no_prompt_is_written_where_nobody_types(router: Router) -> None:
     result = run("smol", "--url", router.url, typed="hi\n")
     assert (result.exit_code, result.stdout) == (0, "Paris.\n")

@@ -204,7 +204,7 @@ class Checkouts:
         folder = self._folder / name
         scratch = self._folder / f"{name}.{secrets.token_hex(4)}"
         if folder.exists():
-            self._remove(name)
+            self._remove(name, wait_s=self._wait_s, errand=errand)
         try:
             made: dict[str, _File] = {}
             for path, blob in files.items():
@@ -233,7 +233,9 @@ class Checkouts:
             self._blobs.verify(blob, what=f"checkout of {place.name}", errand=errand)
         raise Unavailable(f"{source}: it changes again and again", code="store_busy")
 
-    def _remove(self, name: str) -> None:
+    def _remove(
+        self, name: str, *, wait_s: float = _REMOVE_WAIT_S, errand: Errand | None = None
+    ) -> None:
         """Remove a folder: its links one by one, so that the blobs' stamps stay right."""
         folder = self._folder / name
         known = self._read(name.partition(".")[0])
@@ -242,8 +244,9 @@ class Checkouts:
                 os.chmod(parent, 0o700)
         for path, file in (known[1] if known is not None else {}).items():
             if file.copy is None:
+                source = self._blobs.path(file.blob)
                 self._blobs.stamps.unlink(
-                    file.blob, self._blobs.path(file.blob), folder / path, wait_s=_REMOVE_WAIT_S
+                    file.blob, source, folder / path, wait_s=wait_s, errand=errand
                 )
         remove_tree(folder)
 

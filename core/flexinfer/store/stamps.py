@@ -115,10 +115,18 @@ class Stamps:
             self._renew(digest, file, before)
             return True
 
-    def unlink(self, digest: Digest, blob: Path, place: Path, *, wait_s: float) -> None:
+    def unlink(
+        self,
+        digest: Digest,
+        blob: Path,
+        place: Path,
+        *,
+        wait_s: float,
+        errand: Errand | None = None,
+    ) -> None:
         """Remove *place*, a link to *blob* or not; what is gone already is no error."""
         try:
-            with locked_blob(digest, blob, wait_s=wait_s) as file:
+            with locked_blob(digest, blob, wait_s=wait_s, errand=errand) as file:
                 before = os.fstat(file)
                 with suppress(FileNotFoundError):
                     os.unlink(place)

@@ -65,6 +65,8 @@ class Session:
     delay_s: Callable[..., float | None] = restart_delay_s
     _running: dict[str, _Running] = field(default_factory=dict)
     _followers: list[Follower] = field(default_factory=list)
+    _build: Child | None = None
+    """The first one, while it runs."""
     _quiet: bool = False
     """What children say is not shown."""
     _is_held: bool = False
@@ -264,7 +266,7 @@ class Session:
             is_essential=True,
             reads=BUILD,
         )
-        child = await start(
+        child = self._build = await start(
             ProcessSpec(
                 name=service.name,
                 argv=command(service),
@@ -278,6 +280,7 @@ class Session:
         finally:
             self._quiet = False
             await child.stop()
+            self._build = None
             self.note("starting")
         if code != 0:
             raise ProcessFailed(
@@ -289,11 +292,11 @@ class Session:
         return starter.MODEL
 
     async def _a_model(self) -> str:
-        """Return a Model that can be tried: the starter, or the newest that the router lists without it."""
+        """Return a Model that can be tried: the starter, else the newest that the router lists; empty: none."""
         listed = await router.models(
             self.settings.serve.base_url, self.settings.serve.authorization
         )
-        return starter.MODEL if starter.MODEL in listed or not listed else listed[0]
+        return starter.MODEL if starter.MODEL in listed else next(iter(listed), "")
 
     async def _say_ready(self, model: str) -> None:
         """Say what to do now. The lines of children wait, so that they do not stand between it and Prefect's."""
@@ -314,10 +317,12 @@ class Session:
         keys = "any string (on this machine none is needed)"
         if has_keys:
             keys = f"one of FLEXINFER_SERVE__API_KEYS; above it is ${KEY_VARIABLE}"
+        how = f"  try it    {ask}\n  or        {own_name()} chat {model}\n"
+        if not model:
+            how = f"  models    none yet: write one in {self.home.models} (docs/model.md)\n"
         self.terminal.say(
             f"\nready {url}\n\n"
-            f"  try it    {ask}\n"
-            f"  or        {own_name()} chat {model}\n"
+            f"{how}"
             f"  API key   {keys}\n"
             f"  stop      Ctrl-C here, or `{own_name()} down` in another terminal"
         )
@@ -367,9 +372,9 @@ class Session:
             file.unlink(missing_ok=True)
 
     def _kill_all(self) -> None:
-        for running in self._running.values():
-            if running.child is not None:
-                running.child.kill()
+        for child in (self._build, *(running.child for running in self._running.values())):
+            if child is not None:
+                child.kill()
 
 
 @asynccontextmanager

@@ -8,7 +8,8 @@ condition says why.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import stat
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -89,7 +90,7 @@ class ModelFiles:
 
         A file is gone when two looks in a row did not find it, and the disk let both look.
         """
-        found, unseen = _look(self._folder)
+        found, unseen = _look(self._folder, self._files)
         for path in unseen.keys() - self._unseen.keys():
             log.warning("model_file_unseen", file=str(path), error=unseen[path])
         self._unseen = unseen
@@ -204,37 +205,45 @@ class ModelFiles:
         return refused | self._unseen
 
 
-def _look(folder: Path) -> tuple[dict[Path, Signature], dict[Path, str]]:
-    """Return the files of *folder*, and what could not be looked at, which may be *folder*, with the reason."""
+def _look(folder: Path, known: Collection[Path]) -> tuple[dict[Path, Signature], dict[Path, str]]:
+    """Return the files of *folder*, and what could not be looked at, which may be *folder*, with the reason.
+
+    Of too many files the *known* ones are looked at first.
+    """
     found: dict[Path, Signature] = {}
     unseen: dict[Path, str] = {}
     try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith(".") or not entry.name.endswith(_SUFFIXES):
-                    continue
-                if len(found) >= MAX_FILES:
-                    log.warning("model_files_ignored", folder=str(folder), limit=MAX_FILES)
-                    break
-                if (name := _escaped(entry.name)) != entry.name:
-                    unseen[folder / name] = f"{folder / name}: its name is not UTF-8: rename it"
-                    continue
-                try:
-                    if not entry.is_file():
-                        continue
-                    stat = entry.stat()
-                except FileNotFoundError:
-                    continue  # gone meanwhile
-                except OSError as error:
-                    unseen[folder / entry.name] = f"{folder / entry.name}: {error.strerror}"
-                    continue
-                signature = (stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino)
-                found[folder / entry.name] = signature
+        names = sorted(
+            (name for name in os.listdir(folder) if _is_meant(name)),
+            key=lambda name: (folder / name not in known, name),
+        )
     except FileNotFoundError:
-        pass
+        return {}, {}
     except OSError as error:
-        unseen[folder] = f"{folder}: {error.strerror}"
+        return {}, {folder: f"{folder}: {error.strerror}"}
+    for name in names:
+        path = folder / _escaped(name)
+        if path.name != name:
+            unseen[path] = f"{path}: its name is not UTF-8: rename it"
+            continue
+        try:
+            at = os.stat(path)
+        except FileNotFoundError:
+            continue  # gone meanwhile
+        except OSError as error:
+            unseen[path] = f"{path}: {error.strerror}"
+            continue
+        if not stat.S_ISREG(at.st_mode):
+            continue
+        if len(found) >= MAX_FILES:
+            unseen[path] = f"{path}: not read: {folder} holds more than {MAX_FILES} files"
+            break
+        found[path] = (at.st_mtime_ns, at.st_ctime_ns, at.st_size, at.st_ino)
     return found, unseen
+
+
+def _is_meant(name: str) -> bool:
+    return not name.startswith(".") and name.endswith(_SUFFIXES)
 
 
 def _escaped(name: str) -> str:

@@ -253,3 +253,21 @@ def test_a_checkout_in_another_file_system_is_a_copy_and_is_known_again(
     finally:
         published.store.collect_partials(3600)
         elsewhere.rmdir()
+
+
+def test_an_old_folder_is_taken_away_after_the_hash_that_reads_its_blob(published: Any) -> None:
+    """Its blob was restored, so the folder is made anew while a scrub reads; that may take minutes."""
+    store, errand = published.store, Errand()
+    store.checkout(published.manifest.digest).close()
+    blob = store.path(published.weights)
+    data = blob.read_bytes()
+    blob.unlink()
+    blob.write_bytes(data)
+    with ThreadPoolExecutor(1) as threads:
+        with held_elsewhere(blob):
+            work = threads.submit(store.checkout, published.manifest.digest, errand=errand)
+            _until(lambda: bool(errand.waits_for) or work.done())
+            longer_than_gc_waits = time.monotonic() + 1.5
+            _until(lambda: work.done() or time.monotonic() > longer_than_gc_waits)
+            assert not work.done()
+        work.result(20).close()

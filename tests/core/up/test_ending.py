@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import signal
+import sys
 
 import pytest
 
 from flexinfer.errors import Conflict, InvalidInput, ProcessFailed, ResourceExhausted
 from flexinfer.places import Home
-from flexinfer.process import LogReader
+from flexinfer.process import LogReader, ProcessSpec, inherited_environment, start
 from flexinfer.programs import ROUTER
 from flexinfer.settings import Settings
 from flexinfer.up.ending import failure
@@ -126,3 +128,21 @@ def test_what_no_longer_watches_ends_all_with_its_error(home: Home) -> None:
 
     asyncio.run(asyncio.wait_for(run(), 30))
     assert isinstance(session._bug, RecursionError)
+
+
+def test_the_second_signal_ends_the_first_build_too(home: Home) -> None:
+    session = Session(home, Settings(), {}, Terminal())
+
+    async def run() -> int:
+        session._build = await start(
+            ProcessSpec(
+                name="build",
+                argv=(sys.executable, "-c", "import time; time.sleep(1000)"),
+                environment=inherited_environment(),
+                cwd=home.root,
+            )
+        )
+        session._kill_all()
+        return await session._build.wait()
+
+    assert asyncio.run(asyncio.wait_for(run(), 30)) == -signal.SIGKILL
