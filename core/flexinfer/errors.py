@@ -45,6 +45,8 @@ class FlexInferError(Exception):
         param: str | None = None,
         retry_after_s: float | None = None,
     ) -> None:
+        # A path may hold bytes that are no UTF-8, which no JSON, database or terminal takes.
+        message = message.encode("utf-8", "backslashreplace").decode()
         super().__init__(message)
         self.message = message
         self.code = code or self.default_code

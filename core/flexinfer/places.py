@@ -135,6 +135,18 @@ class Home:
         """Return where we write the Model of that name; its user may keep it in another file."""
         return self.models / f"{name}.yaml"
 
+    def model_files(self) -> list[Path]:
+        """Return the files in `models/` that are meant as Models, sorted by name: `*.yaml`, `*.yml`, none hidden.
+
+        Raises:
+            OSError: it is there and cannot be listed.
+        """
+        try:
+            names = sorted(name for name in os.listdir(self.models) if is_model_file(name))
+        except FileNotFoundError:
+            return []
+        return [self.models / name for name in names]
+
     def prepare(self) -> Home:
         """Make the folders, let only their owner read them, and return self.
 
@@ -194,3 +206,8 @@ def _close_to_others(folder: Path) -> None:
             code="home_not_private",
         )
     os.chmod(folder, 0o700)
+
+
+def is_model_file(name: str) -> bool:
+    """Return whether a file of that name in `models/` is meant as a Model: an editor's own files are not."""
+    return not name.startswith(".") and name.endswith((".yaml", ".yml"))

@@ -148,7 +148,7 @@ def _wish(source: str, name: str, home: Home, settings: Settings) -> _Wish:
     )
     name = slug(name) if name else entry.metadata.name
     path = home.model_file(name)
-    for file in _model_files(home):
+    for file in home.model_files()[:_MAX_FILES]:
         tree = _read(file)
         if file != path:
             called = _at(tree, "metadata", "name")
@@ -165,12 +165,6 @@ def _wish(source: str, name: str, home: Home, settings: Settings) -> _Wish:
 
 def _taken(what: str) -> Conflict:
     return Conflict(f"{what}; choose another name with --name", code="model_exists")
-
-
-def _model_files(home: Home) -> list[Path]:
-    """Return what the operator takes for Model files."""
-    found = [one for one in home.models.iterdir() if one.suffix in (".yaml", ".yml")]
-    return sorted(one for one in found if not one.name.startswith("."))[:_MAX_FILES]
 
 
 def _read(file: Path) -> Any:

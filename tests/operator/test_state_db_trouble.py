@@ -7,6 +7,7 @@ import resource
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,25 @@ def test_what_waits_is_bounded_and_the_newest_of_it_is_kept(home: Home) -> None:
     asyncio.run(scene())
     kept = read_state(home.state_db, machine=machine_name(), digests=["d"]).starts["d"]
     assert kept[0].replica == f"r{MAX_STARTS + 4}"
+
+
+def test_one_that_no_database_takes_holds_no_other(home: Home) -> None:
+    """A name with bytes that are no UTF-8 is none, wherever it came from."""
+
+    async def scene() -> None:
+        desk = Desk(home.state_db, SystemClock())
+        await desk.open()
+        with capture_logs() as logs:
+            desk.save("bad", replace(known(), file="caf\udce9.yaml"))
+            desk.save("good", known())
+            await until(lambda: said(logs, "model_not_remembered") == 1)
+            desk.add(replace(start(1), replica="r\udce9"), then=lambda _: None)
+            await until(lambda: said(logs, "start_not_remembered") == 1)
+            desk.save("later", known())
+        await desk.close()
+
+    asyncio.run(scene())
+    assert set(read_state(home.state_db, machine=machine_name()).models) == {"good", "later"}
 
 
 def test_closing_gives_up_what_cannot_be_written(home: Home) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from flexinfer.clock import SystemClock
 from flexinfer.errors import FlexInferError, ProcessFailed, ResourceExhausted, Unavailable
@@ -92,8 +93,13 @@ def test_the_users_own_server_that_is_down_is_said_to_be(home: Home) -> None:
 
 
 def test_a_stranger_on_the_port_moves_us_to_the_next(healthy: int) -> None:
-    assert choose_port(healthy) != healthy
-    assert healthy < choose_port(healthy) < healthy + 20
+    with capture_logs() as logs:
+        port = choose_port(healthy)
+    assert healthy < port < healthy + 20
+    socket.create_server(("127.0.0.1", port)).close()  # nobody holds it
+    (said,) = logs
+    assert f"port {healthy} is taken by" in said["human"]
+    assert f"(pid {os.getpid()})" in said["human"]
 
 
 def test_no_free_port_names_the_setting(healthy: int) -> None:

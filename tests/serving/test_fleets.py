@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from flexinfer import unixsocket
 from flexinfer.errors import InvalidInput
@@ -19,7 +20,7 @@ from flexinfer.fleet import (
     snapshot_to_line,
 )
 from flexinfer.testing import engine as scripts
-from flexinfer.testing.engine import ScriptedEngine
+from flexinfer.testing.engine import ScriptedEngine, Seen, Wire
 from flexinfer.testing.fleet import model, replica
 from flexinfer_serving.fleet.local import LocalFleet
 from flexinfer_serving.fleet.static import StaticFleet
@@ -156,6 +157,54 @@ def test_a_key_that_is_put_in_place_of_another_is_used_and_a_bad_one_is_not(
         assert heard.is_connected
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("meanwhile", ["", None], ids=["empty", "gone"])
+def test_the_last_good_key_is_sent_until_another_is_there(
+    tmp_path: Path, meanwhile: str | None
+) -> None:
+    accepted = "secret"
+    looks = 0
+
+    async def counted(model: FleetModel, replica: FleetReplica) -> bool:
+        nonlocal looks
+        looks += 1
+        return True
+
+    async def locked(seen: Seen, wire: Wire) -> None:
+        is_known = seen.headers.get("authorization") == f"Bearer {accepted}"
+        await (scripts.answers() if is_known else scripts.status(401))(seen, wire)
+
+    async def run() -> None:
+        nonlocal accepted
+        async with ScriptedEngine(locked) as engine:
+            file = write(tmp_path, FLEET.replace("http://127.0.0.1:9001/", engine.url))
+            key = tmp_path / "engine.key"
+            with capture_logs() as logs:
+                async with running(static(file, probe=counted)) as router:
+                    dispatcher = router.router.dispatcher
+
+                    def key_in_use() -> str:
+                        assert dispatcher.snapshot is not None
+                        return dispatcher.snapshot.models[0].replicas[0].key
+
+                    assert (await router.chat()).status_code == 200
+                    await until(
+                        lambda: looks > 1
+                    )  # the first look reads all, the second knows the key
+                    key.unlink() if meanwhile is None else key.write_text(meanwhile)
+                    await until(lambda: not dispatcher.is_connected)
+                    before = looks
+                    await until(lambda: looks > before + 2)
+                    assert (await router.chat()).status_code == 200
+                    (tmp_path / "next").write_text("rotated")
+                    (tmp_path / "next").replace(key)
+                    await until(lambda: key_in_use() == "rotated")
+                    accepted = "rotated"
+                    assert (await router.chat()).status_code == 200
+            assert [one["event"] for one in logs].count("fleet_file_refused") == 1
 
     asyncio.run(run())
 

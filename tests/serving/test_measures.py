@@ -108,5 +108,10 @@ def test_the_gauges_of_a_removed_model_stay_until_its_last_request_has_ended() -
     serving(test)
 
 
-def test_a_label_that_was_never_set_may_be_removed() -> None:
-    Metrics().remove("flexinfer_requests_waiting", model="nobody")
+def test_of_a_gauge_only_the_labels_that_are_named_are_removed() -> None:
+    metrics = Metrics()
+    metrics.set("flexinfer_requests_waiting", 1, model="m")
+    metrics.remove("flexinfer_requests_waiting", model="nobody")  # never set: no error
+    assert b'flexinfer_requests_waiting{model="m"} 1.0' in metrics.exposition()
+    metrics.remove("flexinfer_requests_waiting", model="m")
+    assert b"flexinfer_requests_waiting{" not in metrics.exposition()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 
 import pytest
 from hypothesis import given
@@ -112,7 +113,19 @@ def test_however_it_is_cut_the_bytes_are_the_same(events: list[bytes], cuts: lis
     assert all(not piece or piece.endswith(b"\n\n") for piece in out)
 
 
-@given(data=st.binary(max_size=200), cut=st.integers(0, 200))
-def test_any_bytes_pass_unchanged_or_are_held_back(data: bytes, cut: int) -> None:
+# Mostly line ends, so that many events end, and between the two pieces too.
+_PIECES = st.sampled_from([b"data: a", b":", b"[DONE]", b"\n", b"\r", b"\r\n", b"\n\n"])
+_BLANK = re.compile(rb"(?>\r\n|\n|\r){2}")
+
+
+@given(
+    data=st.one_of(st.binary(max_size=200), st.lists(_PIECES, max_size=20).map(b"".join)),
+    cut=st.integers(0, 200),
+)
+def test_any_bytes_pass_unchanged_up_to_the_last_blank_line(data: bytes, cut: int) -> None:
     framer = sse.Framer()
-    assert data.startswith(framer.feed(data[:cut]) + framer.feed(data[cut:]))
+    passed = framer.feed(data[:cut]) + framer.feed(data[cut:])
+    assert data.startswith(passed)
+    held = data[len(passed) :]
+    assert not _BLANK.search(held)
+    assert framer.rest() in (held, b"")

@@ -18,8 +18,8 @@ from flexinfer.settings import ServeSection
 from flexinfer.testing import engine as scripts
 from flexinfer.testing.engine import ScriptedEngine
 from flexinfer.testing.fleet import ScriptedFleet, model, replica
-from flexinfer_serving import listener
 from flexinfer_serving.api.openai import KNOWN_PATHS
+from flexinfer_serving.listener import MAX_TOLD
 from flexinfer_serving.testing import LIMIT_S, Running, chat_body, raw_chat, running, until
 
 KEYS = {"api_keys": ("sk-one", "sk-two")}
@@ -555,14 +555,10 @@ def test_one_byte_now_and_then_does_not_keep_a_head_open() -> None:
     serving(test, header_timeout_s=0.5)
 
 
-def test_more_connections_than_the_limit_are_told_so_and_far_more_are_closed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(listener, "MAX_TOLD", 4)
-
+def test_more_connections_than_the_limit_are_told_so_and_far_more_are_closed() -> None:
     async def test(router: Running, _: ScriptedEngine) -> None:
         held = [await router.connect() for _ in range(3)]
-        told = [await router.connect() for _ in range(4)]
+        told = [await router.connect() for _ in range(MAX_TOLD)]
         for _reader, writer in told:
             writer.write(SMUGGLED)  # what was sent meanwhile does not turn the answer into a reset
         for reader, _writer in told:

@@ -188,7 +188,11 @@ def model_wishes(home: Home, settings: Settings) -> Wishes:
     catalog = Catalog.load(search_paths(settings.catalog, home, Path.cwd()))
     files: dict[str, str] = {}
     unknown: dict[str, str] = {}
-    for path in sorted(home.models.glob("*.y*ml")):
+    try:
+        paths = home.model_files()
+    except OSError as error:
+        return Wishes(files={}, unknown={home.models.name: error.strerror or str(error)})
+    for path in paths:
         try:
             with path.open("rb") as stream:
                 text = stream.read(_MAX_MODEL).decode("utf-8", "replace")

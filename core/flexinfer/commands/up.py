@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -127,8 +128,14 @@ def down() -> None:
         raise NotFound(
             f"nothing to stop: no `flexinfer up` runs with home {home.root}", code="not_running"
         )
-    pid = int(str(holder["pid"]))
-    os.kill(pid, 15)
+    pid = holder.get("pid")
+    if not isinstance(pid, int):
+        raise Unavailable(
+            f"{home.up_lock}: somebody holds it and has not said yet who; try again",
+            code="holder_unknown",
+        )
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
     limit_s = _STOP_S + float(str(holder.get("drainSeconds", 0.0)))
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
@@ -157,7 +164,11 @@ def _status(home: Home) -> dict[str, Any]:
     }
     if holder is None:
         return found
-    found |= {"pid": holder["pid"], "url": holder.get("address"), "folder": holder.get("folder")}
+    found |= {
+        "pid": holder.get("pid"),
+        "url": holder.get("address"),
+        "folder": holder.get("folder"),
+    }
     found["admin"] = holder.get("admin")
     found["doing"] = holder.get("doing") or ""
     found["processes"] = _processes(home)
@@ -214,6 +225,9 @@ def _prefect(home: Home) -> str | None:
 def _show_status(found: dict[str, Any]) -> None:
     if not found["running"]:
         say(f"not running (home {found['home']}); start it with `flexinfer up`")
+        return
+    if found["pid"] is None:
+        say(f"starting or ending: who holds {found['home']} has not said yet who it is; ask again")
         return
     state = "answers"
     if found["draining"]:

@@ -30,7 +30,7 @@ spec:
 
 def is_wanted(home: Home) -> bool:
     """Tell whether this home never had a starter and has no Model of its user's own."""
-    return not _marker(home).exists() and not any(home.models.glob("*.y*ml"))
+    return not _marker(home).exists() and not home.model_files()
 
 
 def write(home: Home) -> Path:

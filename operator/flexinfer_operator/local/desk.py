@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -199,16 +199,36 @@ class Desk:
         if self._waiting:
             # What comes while these are written waits for the next round.
             batch = dict(self._waiting)
-            await self._in_thread(self._ledger.save_all, batch)
+            try:
+                await self._in_thread(self._ledger.save_all, batch)
+            except ResourceExhausted:
+                raise
+            except Exception:
+                await self._save_each(self._ledger, batch)
             for name, known in batch.items():
                 if self._waiting.get(name) is known:
                     del self._waiting[name]
         if self._starts:
             start = self._starts[0]
-            self._estimates[start.digest] = await self._in_thread(start.write, self._ledger)
+            try:
+                self._estimates[start.digest] = await self._in_thread(start.write, self._ledger)
+            except ResourceExhausted:
+                raise
+            except Exception as error:
+                log.error("start_not_remembered", digest=start.digest, exc_info=error)
             if self._starts and self._starts[0] is start:  # else the newest pushed it out
                 self._starts.popleft()
             start.then(start.digest)
+
+    async def _save_each(self, ledger: Ledger, batch: Mapping[str, KnownModel | None]) -> None:
+        """Save what can be saved: one that breaks the code does not hold the others."""
+        for name, known in batch.items():
+            try:
+                await self._in_thread(ledger.save_all, {name: known})
+            except ResourceExhausted:
+                raise
+            except Exception as error:
+                log.error("model_not_remembered", model=name, exc_info=error)
 
     async def _read(self) -> tuple[dict[str, KnownModel], dict[str, ColdStarts]]:
         def read() -> tuple[Ledger, dict[str, KnownModel], dict[str, ColdStarts]]:

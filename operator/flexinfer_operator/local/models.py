@@ -15,6 +15,7 @@ from pathlib import Path
 
 from flexinfer.errors import InvalidInput
 from flexinfer.log import get_logger
+from flexinfer.places import is_model_file
 from flexinfer.resources.document import Document, DocumentInvalid, parse_located
 from flexinfer.resources.located import Problem
 from flexinfer.resources.model import Model
@@ -23,7 +24,6 @@ log = get_logger(__name__)
 
 MAX_FILES = 2000
 MAX_FILE_BYTES = 1024 * 1024
-_SUFFIXES = (".yaml", ".yml")
 
 Signature = tuple[int, int, int, int]
 Check = Callable[[Document[Model]], Sequence[Problem]]
@@ -214,7 +214,7 @@ def _look(folder: Path, known: Collection[Path]) -> tuple[dict[Path, Signature],
     unseen: dict[Path, str] = {}
     try:
         names = sorted(
-            (name for name in os.listdir(folder) if _is_meant(name)),
+            (name for name in os.listdir(folder) if is_model_file(name)),
             key=lambda name: (folder / name not in known, name),
         )
     except FileNotFoundError:
@@ -240,10 +240,6 @@ def _look(folder: Path, known: Collection[Path]) -> tuple[dict[Path, Signature],
             break
         found[path] = (at.st_mtime_ns, at.st_ctime_ns, at.st_size, at.st_ino)
     return found, unseen
-
-
-def _is_meant(name: str) -> bool:
-    return not name.startswith(".") and name.endswith(_SUFFIXES)
 
 
 def _escaped(name: str) -> str:

@@ -7,6 +7,7 @@ import fcntl
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,6 +64,25 @@ def test_the_address_can_be_told_later(lock: Path) -> None:
     with SingleInstance.acquire(lock, {"what": "up", "address": "a much longer address"}) as held:
         held.update({"what": "up", "address": "http://[::1]:1"})
         assert (holder(lock) or {})["address"] == "http://[::1]:1"
+
+
+def test_who_reads_while_the_text_gets_shorter_reads_the_old_or_the_new(lock: Path) -> None:
+    texts = ["a much longer text " * 20, "short"]
+    with SingleInstance.acquire(lock, {"what": texts[0]}) as held:
+        is_over = threading.Event()
+
+        def write() -> None:
+            for number in range(3000):
+                held.update({"what": texts[number % 2]})
+            is_over.set()
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        seen = set()
+        while not is_over.is_set():
+            seen.add((holder(lock) or {}).get("what"))
+        writer.join()
+    assert seen <= set(texts)
 
 
 def test_a_holder_that_did_not_say_who_it_is_still_holds(lock: Path) -> None:

@@ -133,6 +133,13 @@ def test_what_a_model_asks_for_is_refused_until_forced(
     assert run("rm", published.name, "--force").exit_code == 0
 
 
+def test_an_editors_own_file_beside_the_models_asks_for_nothing(
+    run: Run, published: Any, home: Home
+) -> None:
+    (home.models / ".#mine.yaml").symlink_to("somebody@host.1:1")
+    assert run("rm", published.name).exit_code == 0
+
+
 def test_what_is_leased_is_neither_unnamed_nor_collected(run: Run, published: Any) -> None:
     with published.store.checkout(published.manifest.digest) as lease:
         refused = run("rm", published.name)

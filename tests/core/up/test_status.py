@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from flexinfer.cli import app
+from flexinfer.errors import Unavailable
 from flexinfer.places import Home
 from flexinfer.process import Record, SingleInstance, free_port, own_record
 
@@ -75,3 +76,15 @@ def test_a_share_that_is_no_number_ends_nothing(
         assert "building smol/q8-0: fetch\n" in status(home, monkeypatch).stdout
         (one,) = json.loads(status(home, monkeypatch, "--json").stdout)["builds"]
     assert one["share"] is None
+
+
+def test_a_holder_that_has_not_said_who_it_is_is_shown_and_not_stopped(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with holding(home, ""):
+        home.up_lock.write_bytes(b"")
+        assert json.loads(status(home, monkeypatch, "--json").stdout)["pid"] is None
+        assert "has not said yet who it is" in status(home, monkeypatch).stdout
+        stopped = runner.invoke(app, ["down"])
+        assert isinstance(stopped.exception, Unavailable)
+        assert stopped.exception.code == "holder_unknown"
