@@ -44,7 +44,8 @@ async def told(world: LocalWorld, what: str, holds: Callable[[FleetModel], bool]
 
     def model() -> FleetModel | None:
         snapshot = world.told()
-        return None if snapshot is None else snapshot.find("tiny")
+        models = () if snapshot is None else snapshot.models
+        return next((one for one in models if one.name == "tiny"), None)
 
     def is_told(_: object) -> bool:
         found = model()

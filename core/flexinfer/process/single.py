@@ -18,6 +18,8 @@ _MAX_BYTES = 64 * 1024
 # Somebody may only be looking (`holder`), or hold it and not have said who it is: both take microseconds.
 _TRIES = 10
 _STEP_S = 0.02
+_LOOKS = 10
+_LOOK_PAUSE_S = 0.001
 
 
 class SingleInstance:
@@ -146,11 +148,17 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 
 def _read(descriptor: int) -> dict[str, object]:
-    try:
-        found = json.loads(os.pread(descriptor, _MAX_BYTES, 0))
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    for _ in range(_LOOKS):
+        data = os.pread(descriptor, _MAX_BYTES, 0)
+        try:
+            found = json.loads(data)
+        except (ValueError, RecursionError):
+            if not data:
+                break
+            time.sleep(_LOOK_PAUSE_S)  # half of an old text and half of a new one
+        else:
+            return found if isinstance(found, dict) else {}
+    return {}
 
 
 def _conflict(path: Path, holder: Mapping[str, object]) -> Conflict:
