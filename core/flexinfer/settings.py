@@ -34,10 +34,9 @@ _NO_ADDRESS = frozenset({"*", "null"})
 
 def _is_ipv6(host: str) -> bool:
     try:
-        IPv6Address(host)
+        return IPv6Address(host).scope_id is None  # no Host header has a zone
     except ValueError:
         return False
-    return True
 
 
 class Section(BaseModel):

@@ -210,7 +210,8 @@ def test_an_origin_as_browsers_send_it_is_taken(origins: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["http://my.host", "my.host:8080", "cafe:80", "my.host/", "*", "*.my.host", "my host", "[::1]"]
+    "host",
+    ["http://my.host", "my.host:8080", "cafe:80", "my.host/", "*", "*.my.host", "my host", "[::1]", "fe80::1%eth0"],
 )  # fmt: skip
 def test_a_host_that_no_request_names_is_refused(host: str) -> None:
     message = _refusal({"FLEXINFER_SERVE__ALLOWED_HOSTS": f"good, {host}"})
