@@ -399,6 +399,26 @@ def test_nothing_starts_without_the_evidence_asked_for(
     assert (condition(drive, "Verified").status == "True") is is_open
 
 
+def test_while_a_newer_artifact_is_refused_the_one_that_answers_is_shown(drive: Drive) -> None:
+    quality = {"require": "attestation", "minSameTop": 0.9}
+    old = replace(CACHED, evidence=(evidence(0.99),), quantization="Q8_0")
+    drive.cluster.put(make_model(quality=quality), bound=old)
+    drive.woken()
+    new = replace(old, digest="sha256:" + "2" * 64, evidence=(evidence(0.5),), quantization="Q4_0")
+    drive.cluster.put(make_model(quality=quality), bound=new)
+    assert drive.settle() == ()
+    status = drive.cluster.status("tiny")
+    assert status.phase == "Ready"
+    assert status.artifact is not None and status.artifact.digest == old.digest
+    assert status.message.startswith("the older revision serves on; of the newer one: sha256:222")
+    assert (drive.told().artifact_digest, drive.told().quantization) == (old.digest, "Q8_0")
+    drive.cluster.put(make_model(quality=quality), bound=replace(new, evidence=(evidence(0.95),)))
+    drive.settle()
+    drive.cluster.ready(next(r.id for r in drive.replicas() if r.digest == new.digest))
+    drive.settle()
+    assert (drive.told().artifact_digest, drive.told().quantization) == (new.digest, "Q4_0")
+
+
 def test_a_stricter_policy_drains_what_no_longer_passes(drive: Drive) -> None:
     drive.cluster.put(make_model())
     drive.woken()

@@ -180,7 +180,11 @@ def _status(home: Home) -> dict[str, Any]:
             found |= _readiness(client.get(f"{holder.get('admin')}/readyz"))
             if found["answers"]:
                 listed = client.get(f"{holder.get('address')}/models", headers=headers)
-                found["models"] = [model["id"] for model in listed.json().get("data", [])]
+                if listed.status_code == 401:
+                    found["modelsUnknown"] = "the router wants a key: FLEXINFER_SERVE__API_KEYS"
+                else:
+                    listed.raise_for_status()
+                    found["models"] = [model["id"] for model in listed.json()["data"]]
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
             found["problem"] = str(error)
     return found
@@ -247,7 +251,8 @@ def _show_status(found: dict[str, Any]) -> None:
         say(f"  {process['name']:<28} pid {process['pid']:<8} {rss:>10}  cpu {cpu}")
     for build in found["builds"]:
         say(RunningBuild(**build).words)
-    say(f"models: {', '.join(found['models']) or 'none'} (more: `flexinfer model ls`)")
+    models = found.get("modelsUnknown") or ", ".join(found["models"]) or "none"
+    say(f"models: {models} (more: `flexinfer model ls`)")
 
 
 def _print_line(line: Said, *, raw: bool) -> None:

@@ -32,6 +32,7 @@ class SingleInstance:
     def __init__(self, path: Path, descriptor: int) -> None:
         """Use `acquire`."""
         self.path = path
+        self._started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         self._descriptor: int | None = descriptor
 
     @classmethod
@@ -66,7 +67,7 @@ class SingleInstance:
         """
         if self._descriptor is None:
             raise RuntimeError(f"{self.path}: the lock was released")
-        fields = {"pid": os.getpid(), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **about}
+        fields = {"pid": os.getpid(), "started": self._started, **about}
         data = json.dumps(fields, sort_keys=True).encode()
         try:
             # Spaces over what was there: who reads between the two steps reads the new text too.

@@ -82,7 +82,7 @@ class ShownLogs:
         if self._home.model_file(self._name).is_file():
             raise NotFound(
                 f"Model {self._name!r} has not run yet: no log; "
-                f"see `flexinfer model describe {self._name}`",
+                f"see `flexinfer model describe {self._name}`, and `flexinfer logs operator-build` for its build",
                 code="log_not_found",
             )
         known = (

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from flexinfer.log import get_logger
 from flexinfer.resources.model import ModelStatus
+from flexinfer_operator.plan.status import SERVES_ON
 from flexinfer_operator.plan.view import Crash
 
 log = get_logger(__name__)
 
 
 def announce(name: str, before: ModelStatus | None, after: ModelStatus) -> None:
-    """Log a change of phase and a new clash of aliases, with a sentence; nothing where these are the same."""
+    """Log a change of phase, a new clash of aliases, a new revision that may not serve; all else is silent."""
     clash = _clash(after)
     if clash and clash != _clash(before):
         human = f"{name}: {clash}: it is not called that"
         log.warning("model_alias_taken", model=name, error=clash, human=human)
     old = None if before is None else before.phase
+    if after.message.startswith(SERVES_ON) and (before is None or before.message != after.message):
+        human = f"{name}: {after.message}"
+        log.warning("model_revision_refused", model=name, error=after.message, human=human)
     if after.phase == old:
         return
     human = _sentence(name, before, after)

@@ -75,7 +75,7 @@ class ModelOverview:
     def message(self) -> str:
         status = "" if self.status is None else self.status.message
         if self.is_deleted:
-            return "deleted: its engine ends when the running answers have"
+            return "deleted: its running answers may end, within operator.drain_timeout_s"
         if self.fault:
             return (
                 self.fault

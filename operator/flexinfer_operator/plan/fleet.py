@@ -6,6 +6,7 @@ from flexinfer.fleet import ColdStart, Failure, FleetModel, FleetReplica, Replic
 from flexinfer_operator.plan.crashes import current_crash, retry_s, words
 from flexinfer_operator.plan.health import is_silent
 from flexinfer_operator.plan.replicas import Facts
+from flexinfer_operator.plan.status import artifact_of
 from flexinfer_operator.plan.view import ReplicaView
 
 
@@ -14,6 +15,7 @@ def fleet_model(facts: Facts, *, aliases: tuple[str, ...], phase: str, now_s: fl
     view, spec = facts.view, facts.view.model.spec
     limits = view.engine.limits
     starts = view.cold_starts
+    artifact = artifact_of(facts)
     return FleetModel(
         name=view.name,
         aliases=() if view.is_deleted else aliases,
@@ -33,8 +35,8 @@ def fleet_model(facts: Facts, *, aliases: tuple[str, ...], phase: str, now_s: fl
         replicas=_replicas(facts),
         failure=_failure(facts, now_s),
         waits_for=_waits_for(facts),
-        artifact_digest=view.bound.digest,
-        quantization=view.bound.quantization,
+        artifact_digest="" if artifact is None else artifact.digest,
+        quantization="" if artifact is None else artifact.quantization,
     )
 
 

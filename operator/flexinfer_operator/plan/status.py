@@ -20,6 +20,7 @@ from flexinfer_operator.plan.health import is_silent
 from flexinfer_operator.plan.replicas import Decision, Facts
 from flexinfer_operator.plan.view import Crash, ReplicaView
 
+SERVES_ON = "the older revision serves on; of the newer one: "
 # A status is not worth a write for each moment that a load moved.
 _PROGRESS_STEP_S = 5.0
 _ACTIVE_STEP_S = 10.0
@@ -52,7 +53,7 @@ def status_of(
         phase=phase,
         observed_generation=view.generation,
         replicas=sum(not is_silent(r) for r in ready),
-        artifact=_artifact(facts),
+        artifact=artifact_of(facts),
         conditions=tuple(_condition(kind, check, before, stamp) for kind, check in checks.items()),
         cold_start=_cold_start(facts),
         loading_substage=max(loading, key=lambda r: r.progress_s).substage if loading else "",
@@ -147,8 +148,13 @@ def _condition(
     )
 
 
-def _artifact(facts: Facts) -> ArtifactStatus | None:
+def artifact_of(facts: Facts) -> ArtifactStatus | None:
+    """Return the artifact that answers, or that will: an older one while its replicas are the only ready ones."""
     bound, before = facts.view.bound, facts.view.status
+    ready = {r.digest for r in facts.replicas if r.state == "ready"}
+    shown = None if before is None else before.artifact
+    if shown is not None and shown.digest in ready and bound.digest not in ready:
+        return shown
     if not bound.digest:
         return None
     if not bound.is_cached and before is not None and before.artifact is not None:
@@ -186,7 +192,8 @@ def _message(
     facts: Facts, decision: Decision, phase: Phase, crash: Crash | None, no_room: str
 ) -> str:
     if facts.gate.failure is not None:
-        return facts.gate.failure.message
+        older = SERVES_ON if phase == "Ready" else ""
+        return older + facts.gate.failure.message
     if wait := _wait(facts.replicas):
         return wait
     if crash is not None:

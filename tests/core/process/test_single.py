@@ -7,6 +7,7 @@ import fcntl
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,8 +73,12 @@ def test_the_lock_is_free_after_release(lock: Path) -> None:
 
 def test_the_address_can_be_told_later(lock: Path) -> None:
     with SingleInstance.acquire(lock, {"what": "up", "address": "a much longer address"}) as held:
-        held.update({"what": "up", "address": "http://[::1]:1"})
+        began = (holder(lock) or {})["started"]
+        second = time.time() + 1.1
+        while time.time() < second:
+            held.update({"what": "up", "address": "http://[::1]:1"})
         assert (holder(lock) or {})["address"] == "http://[::1]:1"
+        assert (holder(lock) or {})["started"] == began
 
 
 def test_who_reads_while_the_text_gets_shorter_reads_the_old_or_the_new(lock: Path) -> None:

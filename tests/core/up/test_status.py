@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.server
 import json
+import threading
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -88,3 +90,30 @@ def test_a_holder_that_has_not_said_who_it_is_is_shown_and_not_stopped(
         stopped = runner.invoke(app, ["down"])
         assert isinstance(stopped.exception, Unavailable)
         assert stopped.exception.code == "holder_unknown"
+
+
+def test_models_that_only_a_key_shows_are_not_called_none(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Keyed(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/readyz" else 401)
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Keyed)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    url = f"http://127.0.0.1:{server.server_address[1]}"
+    try:
+        with SingleInstance.acquire(home.up_lock, {"address": f"{url}/v1", "admin": url}):
+            shown = status(home, monkeypatch)
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+    assert shown.exit_code == 0
+    assert "models: the router wants a key: FLEXINFER_SERVE__API_KEYS" in shown.stdout
