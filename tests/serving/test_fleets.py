@@ -191,9 +191,7 @@ def test_the_last_good_key_is_sent_until_another_is_there(
                         return dispatcher.snapshot.models[0].replicas[0].key
 
                     assert (await router.chat()).status_code == 200
-                    await until(
-                        lambda: looks > 1
-                    )  # the first look reads all, the second knows the key
+                    await until(lambda: looks > 1)  # the second one knows the key file
                     key.unlink() if meanwhile is None else key.write_text(meanwhile)
                     await until(lambda: not dispatcher.is_connected)
                     before = looks
