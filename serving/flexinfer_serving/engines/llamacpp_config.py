@@ -82,7 +82,8 @@ def _problem(key: str, value: Any) -> Problem | None:
             return None
         return Problem(key=key, message=f"expected true or false, found {_shown(value)}")
     if key not in _RANGES:
-        return Problem(key=str(key), message=f"unknown key{nearest(str(key), _KEYS)}")
+        hint = nearest(str(key), _KEYS) or f" (known: {', '.join(_KEYS)})"
+        return Problem(key=str(key), message=f"unknown key{hint}")
     least, most = _RANGES[key]
     if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
         return None

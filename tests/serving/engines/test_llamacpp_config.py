@@ -35,7 +35,7 @@ def option(name: str, config: dict[str, Any], artifact: EngineArtifact = MODEL) 
     [
         ({"contextTokns": 4096}, "did you mean 'contextTokens'?"),
         ({"CONTEXTTOKENS": 4096}, "did you mean 'contextTokens'?"),
-        ({"chatTemplate": "x"}, "unknown key"),
+        ({"chatTemplate": "x"}, "unknown key (known: contextTokens, "),
         ({"contextTokens": 127}, "from 128 to 1048576, found 127"),
         ({"contextTokens": "4096"}, "found '4096'"),
         ({"contextTokens": 4096.0}, "found 4096.0"),
