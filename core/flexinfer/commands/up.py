@@ -160,6 +160,7 @@ def _status(home: Home) -> dict[str, Any]:
         "draining": False,
         "processes": [],
         "models": [],
+        "phases": {},
         "builds": [],
     }
     if holder is None:
@@ -184,7 +185,9 @@ def _status(home: Home) -> dict[str, Any]:
                     found["modelsUnknown"] = "the router wants a key: FLEXINFER_SERVE__API_KEYS"
                 else:
                     listed.raise_for_status()
-                    found["models"] = [model["id"] for model in listed.json()["data"]]
+                    data = listed.json()["data"]
+                    found["models"] = [model["id"] for model in data]
+                    found["phases"] = {model["id"]: model.get("phase", "") for model in data}
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
             found["problem"] = str(error)
     return found
@@ -251,7 +254,9 @@ def _show_status(found: dict[str, Any]) -> None:
         say(f"  {process['name']:<28} pid {process['pid']:<8} {rss:>10}  cpu {cpu}")
     for build in found["builds"]:
         say(RunningBuild(**build).words)
-    models = found.get("modelsUnknown") or ", ".join(found["models"]) or "none"
+    phases = found["phases"]
+    named = (f"{name} ({phases[name]})" if phases[name] else name for name in found["models"])
+    models = found.get("modelsUnknown") or ", ".join(named) or "none"
     say(f"models: {models} (more: `flexinfer model ls`)")
 
 

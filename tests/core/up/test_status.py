@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.server
 import json
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -92,28 +94,45 @@ def test_a_holder_that_has_not_said_who_it_is_is_shown_and_not_stopped(
         assert stopped.exception.code == "holder_unknown"
 
 
-def test_models_that_only_a_key_shows_are_not_called_none(
-    home: Home, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Keyed(http.server.BaseHTTPRequestHandler):
+@contextmanager
+def listing(home: Home, code: int, models: object) -> Iterator[None]:
+    """A router is ready and answers *models* to who asks for them; `up` has said where it is."""
+
+    class Router(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(200 if self.path == "/readyz" else 401)
+            self.send_response(200 if self.path == "/readyz" else code)
             self.end_headers()
-            self.wfile.write(b"{}")
+            self.wfile.write(json.dumps(models).encode())
 
         def log_message(self, *_: object) -> None:
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Keyed)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Router)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     url = f"http://127.0.0.1:{server.server_address[1]}"
     try:
         with SingleInstance.acquire(home.up_lock, {"address": f"{url}/v1", "admin": url}):
-            shown = status(home, monkeypatch)
+            yield
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def test_models_that_only_a_key_shows_are_not_called_none(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with listing(home, 401, {}):
+        shown = status(home, monkeypatch)
     assert shown.exit_code == 0
     assert "models: the router wants a key: FLEXINFER_SERVE__API_KEYS" in shown.stdout
+
+
+def test_each_model_is_shown_with_its_phase(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = [{"id": "smol", "phase": "Ready"}, {"id": "hub", "phase": "Failed"}]
+    with listing(home, 200, {"data": data}):
+        shown = status(home, monkeypatch).stdout
+        found = json.loads(status(home, monkeypatch, "--json").stdout)
+    assert "models: smol (Ready), hub (Failed) (more:" in shown
+    assert (found["models"], found["phases"]["hub"]) == (["smol", "hub"], "Failed")
