@@ -171,7 +171,9 @@ class OperatorSection(Section):
     stop_grace_s: float = Field(default=5.0, gt=0)
     """An engine has this long after SIGTERM."""
     drain_timeout_s: float = Field(default=30.0, ge=0)
-    """A draining replica has this long for its running requests."""
+    """A draining replica has this long for its running requests where somebody waits for its place."""
+    drain_limit_s: float = Field(default=600.0, ge=0)
+    """A replica of an old revision, or of a deleted Model, has this long where nobody does."""
     lease_ttl_s: float = Field(default=10.0, gt=0, le=120)
     """A router that is silent for this long no longer counts. The router asks for it; 120 is the most."""
     rescan_s: float = Field(default=0.25, gt=0, le=5)

@@ -620,6 +620,40 @@ def test_a_deleted_model_is_drained_refused_and_forgotten(drive: Drive) -> None:
     assert fleet is not None and fleet.models == ()
 
 
+def test_a_long_answer_of_a_deleted_model_goes_on_while_nobody_waits_for_the_place(
+    drive: Drive,
+) -> None:
+    drive.cluster.put(make_model())
+    replica = drive.woken()
+    drive.want(0, in_flight={replica.id: 1}, ttl_s=5000)
+    drive.cluster.remove("tiny")
+    assert [type(one) for one in drive.settle()] == [Drain]
+    for _ in range(9):
+        drive.want(0, in_flight={replica.id: 1}, ttl_s=100)
+        assert drive.after(60) == ()
+    drive.want(0, in_flight={replica.id: 1}, ttl_s=100)
+    assert [type(one) for one in drive.after(60)] == [Stop]
+
+
+def test_a_long_answer_of_an_old_revision_goes_on_until_somebody_waits_for_the_place(
+    make_drive: Callable[[Policy], Drive],
+) -> None:
+    drive = make_drive(Policy(max_loaded=2))
+    drive.cluster.put(make_model(config={"slots": 2}))
+    old = drive.woken()
+    drive.cluster.put(make_model(config={"slots": 4}))
+    drive.settle()
+    new = next(one.id for one in drive.replicas() if one.id != old.id)
+    drive.cluster.ready(new)
+    drive.want(0, in_flight={old.id: 1, new: 1}, ttl_s=5000)
+    assert drive.kinds(drive.settle()) == [("Drain", old.id)]
+    drive.want(0, in_flight={old.id: 1, new: 1}, ttl_s=5000)
+    assert drive.after(100) == ()
+    drive.cluster.put(make_model("other"))
+    drive.want(1, model="other", ttl_s=5000)
+    assert ("Stop", old.id) in drive.kinds(drive.settle())
+
+
 def test_a_model_deleted_while_it_loads_is_stopped_at_once(drive: Drive) -> None:
     drive.cluster.put(make_model())
     drive.want(1)

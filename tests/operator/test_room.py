@@ -60,6 +60,7 @@ def test_a_busy_model_of_higher_priority_never_makes_room() -> None:
         drive.want(1, model="b", oldest_wait_s=500, ttl_s=100)
         assert drive.after(50) == ()
     assert drive.cluster.status("b").conditions[3].reason == "NoRoom"
+    assert drive.told("b").waits_for.startswith("a place (")
 
 
 def test_the_lowest_priority_then_the_longest_idle_goes_first() -> None:

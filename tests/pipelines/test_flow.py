@@ -18,6 +18,7 @@ from flexinfer.clock import SystemClock
 from flexinfer.places import Home
 from flexinfer.process import Child, ProcessSpec, free_port, start
 from flexinfer.settings import Settings
+from flexinfer.testing.running import wait_until
 from flexinfer_pipelines import prefect_server
 
 ENTRY = """
@@ -238,7 +239,14 @@ def _dead_run(place: Place, client: httpx.Client) -> str:
     """Return a run that Prefect shows running and whose process is gone."""
     flow_id = place.read("flows")[0]["id"]
     body = {"flow_id": flow_id, "name": "lost", "state": {"type": "RUNNING"}}
-    run_id = str(client.post("/flow_runs/", json=body).json()["id"])
+    made: list[httpx.Response] = []
+
+    def is_made() -> bool:
+        made.append(client.post("/flow_runs/", json=body))
+        return made[-1].status_code in (200, 201)  # 503: its database is locked for the moment
+
+    wait_until(is_made, "a run is made")
+    run_id = str(made[-1].json()["id"])
     folder = place.home.run_records
     folder.mkdir(exist_ok=True)
     (folder / f"{run_id}.json").write_text('{"pid": 1, "start_ticks": 0, "boot_id": ""}')

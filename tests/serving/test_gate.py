@@ -99,7 +99,8 @@ def test_who_waits_for_a_build_is_told_so() -> None:
     (effect,) = cold.tick(now_s=4)
     assert isinstance(effect, Refuse)
     assert effect.message == "model 'm' waits for its build and was not up within 4.0 s"
-    assert (effect.code, effect.retry_after_s) == ("model_loading", 30)
+    # The whole load comes after it, however long they have waited.
+    assert (effect.code, effect.retry_after_s) == ("model_loading", 10 + COLD.cold_start.p95_s)
 
 
 def test_retry_after_of_an_overdue_load_is_one_second() -> None:

@@ -84,6 +84,7 @@ class LocalCluster:
         self._policy = Policy(
             max_loaded=self._section.max_loaded_models,
             drain_timeout_s=self._section.drain_timeout_s,
+            drain_limit_s=self._section.drain_limit_s,
         )
         self._store = Store(home.store)
         self._desk = Desk(home.state_db, clock)

@@ -75,7 +75,9 @@ class ModelOverview:
     def message(self) -> str:
         status = "" if self.status is None else self.status.message
         if self.is_deleted:
-            return "deleted: its running answers may end, within operator.drain_timeout_s"
+            return (
+                "deleted: its engine ends with the running answers (at most operator.drain_limit_s)"
+            )
         if self.fault:
             return (
                 self.fault

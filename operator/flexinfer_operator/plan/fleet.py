@@ -10,8 +10,10 @@ from flexinfer_operator.plan.status import artifact_of
 from flexinfer_operator.plan.view import ReplicaView
 
 
-def fleet_model(facts: Facts, *, aliases: tuple[str, ...], phase: str, now_s: float) -> FleetModel:
-    """Return one Model as routers shall serve it."""
+def fleet_model(
+    facts: Facts, *, aliases: tuple[str, ...], phase: str, no_room: str, now_s: float
+) -> FleetModel:
+    """Return one Model as routers shall serve it. *no_room* says why it waits for a place; empty: it does not."""
     view, spec = facts.view, facts.view.model.spec
     limits = view.engine.limits
     starts = view.cold_starts
@@ -34,7 +36,7 @@ def fleet_model(facts: Facts, *, aliases: tuple[str, ...], phase: str, now_s: fl
         else ColdStart(p50_s=starts.p50_s, p95_s=starts.p95_s, samples=starts.samples),
         replicas=_replicas(facts),
         failure=_failure(facts, now_s),
-        waits_for=_waits_for(facts),
+        waits_for=_waits_for(facts, no_room),
         artifact_digest="" if artifact is None else artifact.digest,
         quantization="" if artifact is None else artifact.quantization,
     )
@@ -81,8 +83,8 @@ def _failure(facts: Facts, now_s: float) -> Failure | None:
     return Failure(code=crash.code, message=message, retry_after_s=again_s - now_s)
 
 
-def _waits_for(facts: Facts) -> str:
+def _waits_for(facts: Facts, no_room: str) -> str:
     builds = facts.view.builds
-    if facts.view.bound.is_cached or not builds.is_running:
-        return ""
-    return "its build, which comes after another" if builds.behind else "its build"
+    if builds.is_running and not facts.view.bound.is_cached:
+        return "its build, which comes after another" if builds.behind else "its build"
+    return f"a place ({no_room})" if no_room else ""

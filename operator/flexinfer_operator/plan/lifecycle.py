@@ -101,6 +101,7 @@ def _facts(
         leases=leases,
         routers=snapshot.routers,
         policy=snapshot.policy,
+        has_spare_place=len(snapshot.replicas) < snapshot.policy.max_loaded,
     )
 
 
@@ -128,16 +129,23 @@ def _shown(
     statuses: dict[str, ModelStatus] = {}
     fleet: list[FleetModel] = []
     for name, mine in facts.items():
+        no_room = places.waiting.get(name, "")
         status = status_of(
             mine,
             decisions[name],
-            no_room=places.waiting.get(name, ""),
+            no_room=no_room,
             now_s=now_s,
             unix_offset_s=snapshot.unix_offset_s,
         )
         if not mine.view.is_deleted:
             statuses[name] = status
         fleet.append(
-            fleet_model(mine, aliases=aliases.kept.get(name, ()), phase=status.phase, now_s=now_s)
+            fleet_model(
+                mine,
+                aliases=aliases.kept.get(name, ()),
+                phase=status.phase,
+                no_room=no_room,
+                now_s=now_s,
+            )
         )
     return statuses, tuple(fleet)

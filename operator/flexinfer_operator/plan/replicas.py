@@ -39,6 +39,8 @@ class Facts:
     leases: tuple[LeaseView, ...]
     routers: tuple[RouterView, ...]
     policy: Policy
+    has_spare_place: bool = True
+    """Whether one more engine may exist."""
 
     @property
     def minimum(self) -> int:
@@ -172,14 +174,25 @@ def _settle_draining(facts: Facts, out: Decision, now_s: float, needy: frozenset
             why = "the room is no longer needed" if draining.for_model else "a request came"
             out.actions.append(Undrain(model=name, replica=replica.id, why=why))
             continue
-        deadline_s = draining.since_s + facts.policy.drain_timeout_s
+        limit_s = _drain_limit_s(facts, replica, needy)
+        deadline_s = draining.since_s + limit_s
         if is_acknowledged(replica, facts.leases, facts.routers, now_s=now_s):
             out.actions.append(Stop(model=name, replica=replica.id, why="drained"))
         elif deadline_s <= now_s:
-            why = f"not drained after {facts.policy.drain_timeout_s:.0f} s"
+            why = f"not drained after {limit_s:.0f} s"
             out.actions.append(Stop(model=name, replica=replica.id, why=why))
         else:
             out.timers.append(deadline_s)
+
+
+def _drain_limit_s(facts: Facts, replica: ReplicaView, needy: frozenset[str]) -> float:
+    """Return how long its running requests have: many times longer where that costs nobody anything."""
+    short_s = facts.policy.drain_timeout_s
+    is_only_old = facts.view.is_deleted or facts.is_outdated(replica)
+    is_awaited = bool(needy) and not facts.has_spare_place
+    if not is_only_old or is_awaited or _refusal(facts):
+        return short_s
+    return max(short_s, facts.policy.drain_limit_s)
 
 
 def _wish_for_start(facts: Facts, out: Decision, now_s: float) -> None:

@@ -25,6 +25,9 @@ class Policy:
     """Engines that may exist at once, loading and stopping ones included."""
     vendors: frozenset[str] = frozenset({"cpu"})
     drain_timeout_s: float = 30.0
+    """How long a draining replica may keep a place that somebody waits for, or serve what is refused by now."""
+    drain_limit_s: float = 600.0
+    """How long one may drain that is only replaced or deleted, while nobody waits for its place."""
     scale_up_wait_s: float = 1.0
     """How long a request waits behind a ready replica before another one is started."""
     swap_wait_s: float = 10.0

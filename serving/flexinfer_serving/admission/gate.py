@@ -36,7 +36,7 @@ from flexinfer_serving.routing import Candidate, Route, Strategy
 
 # A saturated pool's estimate is a guess from recent answers: never tell a client to stay away longer.
 _MAX_SATURATED_RETRY_S = 60.0
-_BUILD_RETRY_S = 30.0
+_NOT_BEGUN_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +116,9 @@ class Gate:
 
     def load_left_s(self, now_s: float) -> float:
         """Return what a start still takes, by the slower of past starts; at least 1 second."""
+        if self._model.waits_for:
+            # Nobody knows when the build ends or a place is free; the whole load comes after it.
+            return _NOT_BEGUN_S + self._model.cold_start.p95_s
         since = now_s if self._loading_since_s is None else self._loading_since_s
         return max(1.0, self._model.cold_start.p95_s - (now_s - since))
 
@@ -323,8 +326,7 @@ class Gate:
             request=request,
             code="model_loading",
             message=f"model {name!r} {state} and {what}",
-            # Nobody knows how long a build takes: a load comes after it in any case.
-            retry_after_s=max(_BUILD_RETRY_S if waits_for else 0.0, self.load_left_s(now_s)),
+            retry_after_s=self.load_left_s(now_s),
         )
 
     def _overloaded(self, request: RequestId, now_s: float, what: str) -> Refuse:
