@@ -172,7 +172,7 @@ def test_only_the_newest_starts_are_kept_and_other_machines_do_not_count(tmp_pat
     assert estimate.samples == 20 and 1.18 < estimate.p50_s < estimate.p95_s < 1.22
     assert other.estimates()["d"].p50_s == 100
     assert ledger.first_token("r", "d", 0.5).phases["first_token"] == 0.5
-    assert ledger.estimate("d").p50_s < 1.22  # a first token is no part of becoming ready
+    assert ledger.estimates()["d"].p50_s < 1.22  # a first token is no part of becoming ready
     ledger.close()
     other.close()
 

@@ -70,13 +70,9 @@ class SingleInstance:
         fields = {"pid": os.getpid(), "started": self._started, **about}
         data = json.dumps(fields, sort_keys=True).encode()
         try:
-            # Spaces over what was there: who reads between the two steps reads the new text too.
-            padded = data.ljust(os.fstat(self._descriptor).st_size)
             written = 0
-            while written < len(
-                padded
-            ):  # a disk that is nearly full takes a part, and then says why
-                written += os.pwrite(self._descriptor, padded[written:], written)
+            while written < len(data):  # a disk that is nearly full takes a part, and then says why
+                written += os.pwrite(self._descriptor, data[written:], written)
             os.ftruncate(self._descriptor, len(data))
         except OSError as error:
             raise disk_error(error, path=self.path, needed=len(data)) from error

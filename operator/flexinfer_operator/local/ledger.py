@@ -221,10 +221,6 @@ class Ledger:
             )
             return self._estimate(digest)
 
-    def estimate(self, digest: str) -> ColdStarts:
-        with self._told():
-            return self._estimate(digest)
-
     def _estimate(self, digest: str) -> ColdStarts:
         return summarize(_starts(self._db, digest, self._machine, MAX_USED))
 

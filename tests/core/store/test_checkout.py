@@ -19,6 +19,7 @@ from flexinfer.store import Errand, Store
 from flexinfer.store.checkout import copy_verified
 from flexinfer.store.stamps import hash_file
 from flexinfer.testing.locks import held_elsewhere
+from flexinfer.testing.running import wait_until
 
 Flip = Callable[[Path], None]
 
@@ -156,20 +157,13 @@ def test_an_unknown_artifact_is_not_found(store: Store) -> None:
     assert caught.value.code == "artifact_not_found"
 
 
-def _until(holds: Callable[[], bool]) -> None:
-    limit_s = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < limit_s, "it never came"
-        time.sleep(0.001)
-
-
 def test_a_wait_for_the_hash_of_another_process_is_seen_and_can_be_given_up(
     published: Any,
 ) -> None:
     store, errand = published.store, Errand()
     with ThreadPoolExecutor(1) as threads, held_elsewhere(store.path(published.weights)):
         work = threads.submit(store.checkout, published.manifest.digest, errand=errand)
-        _until(lambda: published.weights in errand.waits_for)
+        wait_until(lambda: published.weights in errand.waits_for, "it waits", limit_s=20)
         assert "verification" in errand.waits_for and not work.done()
         errand.give_up()
         with pytest.raises(Unavailable) as caught:
@@ -184,7 +178,7 @@ def test_a_wait_that_is_not_given_up_ends_with_the_hash_of_another_process(publi
     with ThreadPoolExecutor(1) as threads:
         with held_elsewhere(store.path(published.weights)):
             work = threads.submit(store.checkout, published.manifest.digest, errand=errand)
-            _until(lambda: bool(errand.waits_for))
+            wait_until(lambda: bool(errand.waits_for), "it waits", limit_s=20)
             before_s = errand.waited_s
         with work.result(20) as checkout:
             assert _names(checkout.path) == {"model.gguf", "docs/LICENSE"}
@@ -266,8 +260,12 @@ def test_an_old_folder_is_taken_away_after_the_hash_that_reads_its_blob(publishe
     with ThreadPoolExecutor(1) as threads:
         with held_elsewhere(blob):
             work = threads.submit(store.checkout, published.manifest.digest, errand=errand)
-            _until(lambda: bool(errand.waits_for) or work.done())
+            wait_until(lambda: bool(errand.waits_for) or work.done(), "it waits", limit_s=20)
             longer_than_gc_waits = time.monotonic() + 1.5
-            _until(lambda: work.done() or time.monotonic() > longer_than_gc_waits)
+            wait_until(
+                lambda: work.done() or time.monotonic() > longer_than_gc_waits,
+                "it waits",
+                limit_s=20,
+            )
             assert not work.done()
         work.result(20).close()
