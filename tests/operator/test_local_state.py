@@ -481,6 +481,10 @@ def test_a_build_that_fails_is_shown_with_its_last_words(play: Play) -> None:
         )
         view = view_of(shown)
         assert view is not None and view.status is not None and view.status.phase == "Failed"
+        await world.until(
+            "the router to be told",
+            lambda _: (t := world.told()) is not None and t.models[0].failure is not None,
+        )
         told = world.told()
         assert told is not None and told.models[0].failure is not None
         assert "fetch_failed: no network" in told.models[0].failure.message
